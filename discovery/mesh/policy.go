@@ -1,0 +1,65 @@
+package mesh
+
+import (
+	"net/netip"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Action is what a policy does with what it matches.
+type Action string
+
+// The actions of a policy.
+const (
+	ActionAllow Action = "allow"
+	ActionDeny  Action = "deny"
+)
+
+// Policy allows or denies connections at their destination. Deny policies are
+// looked at first.
+type Policy struct {
+	Name
+	Source string
+	Action Action
+	// From matches the source; any entry suffices, none means every source.
+	From []PolicySource
+	// To matches the destination; any entry suffices, none means every
+	// destination.
+	To []PolicyTarget
+	// Audit only reports what the policy would have denied or allowed; it
+	// decides nothing.
+	Audit bool
+}
+
+// PolicySource matches where a connection comes from. All fields that are set
+// must match. A source with any identity field never matches a plaintext
+// connection.
+type PolicySource struct {
+	Identity spiffeid.ID
+	// IdentityPrefix matches identities by string prefix; a prefix that does
+	// not end in "/" ends at a path segment.
+	IdentityPrefix string
+	// Namespace matches the "/ns/<namespace>/" part of the identity.
+	Namespace string
+	// TrustDomain matches every identity of the trust domain.
+	TrustDomain string
+	// CIDR matches the true source address.
+	CIDR netip.Prefix
+	// Principals matches any verified identity when true.
+	AnyIdentity bool
+}
+
+// PolicyTarget matches a destination. All fields that are set must match.
+type PolicyTarget struct {
+	Service  Name
+	Workload Name
+	// Ports are those of the workload, not of the service.
+	Ports []uint16
+}
+
+// PolicyDefaults decide what no policy decides.
+type PolicyDefaults struct {
+	Default Action
+	// Audit makes every denial, the default one included, a report only.
+	Audit bool
+}
