@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs what the tests need from the distribution, only where it is missing.
+set -euo pipefail
+
+need=()
+command -v clang >/dev/null || need+=(clang)
+command -v llvm-strip >/dev/null || need+=(llvm)
+test -e /usr/include/bpf/bpf_helpers.h || need+=(libbpf-dev)
+command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
+command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
+if [ ${#need[@]} -gt 0 ]; then
+	[ "$(id -u)" = 0 ] || { echo "tests need ${need[*]}; run as root or install them" >&2; exit 1; }
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+fi

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# All tests, in the order in which a failure is cheapest to understand. Prints
+# a summary; fails when any step fails or when a test was skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" = 0 ] || { echo "the tests load BPF programs and make namespaces: run them as root" >&2; exit 1; }
+
+log=$(mktemp -d /tmp/meshproxy-test.XXXXXX)
+trap 'rm -rf "$log"' EXIT
+failed=()
+
+step() {
+	local name=$1 begin=$SECONDS
+	shift
+	echo "== $name: $*"
+	if "$@" >"$log/$name" 2>&1; then
+		grep -E '^(ok|---|PASS)|^[0-9]+ ' "$log/$name" | grep -v 'no test files' || true
+		echo "== $name passed in $((SECONDS - begin)) s"
+	else
+		cat "$log/$name"
+		echo "== $name FAILED after $((SECONDS - begin)) s"
+		failed+=("$name")
+	fi
+}
+
+packages=$(go list ./... | grep -v /tests/e2e)
+
+step build make build
+step lint make lint
+step generated make check-generated
+# -p 1 for packages that make namespaces and attach programs would double the
+# time; each test has its own subtree, namespaces and pins instead.
+step unit go test -count=1 -v $packages
+step race go test -count=1 -race $(go list ./... | grep -v -E '/tests/(e2e|bench|demo)')
+step e2e go test -count=1 -v -timeout 20m ./tests/e2e/...
+step fuzz tests/fuzz.sh
+step demo bin/meshproxy demo --duration 10s
+
+if grep -hE '^\s*--- SKIP' "$log"/*; then
+	echo "== tests were skipped: that counts as a failure"
+	failed+=(skipped)
+fi
+passed=$(cat "$log"/unit "$log"/e2e 2>/dev/null | grep -cE '^\s*--- PASS' || true)
+bad=$(cat "$log"/* 2>/dev/null | grep -cE '^\s*--- FAIL' || true)
+echo "$passed passed, $bad failed"
+if [ ${#failed[@]} -gt 0 ]; then
+	echo "FAILED: ${failed[*]}"
+	exit 1
+fi
