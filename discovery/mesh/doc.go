@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package mesh is the model that every discovery source produces and every
 // consumer reads: services, endpoints, workloads and policies, gathered in an
 // immutable Snapshot.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package mesh
 
 import (
@@ -19,47 +21,47 @@ const (
 // looked at first.
 type Policy struct {
 	Name
-	Source string
-	Action Action
+	Source string `json:"source,omitempty"`
+	Action Action `json:"action,omitempty"`
 	// From matches the source; any entry suffices, none means every source.
-	From []PolicySource
+	From []PolicySource `json:"from,omitempty"`
 	// To matches the destination; any entry suffices, none means every
 	// destination.
-	To []PolicyTarget
+	To []PolicyTarget `json:"to,omitempty"`
 	// Audit only reports what the policy would have denied or allowed; it
 	// decides nothing.
-	Audit bool
+	Audit bool `json:"audit,omitempty"`
 }
 
 // PolicySource matches where a connection comes from. All fields that are set
 // must match. A source with any identity field never matches a plaintext
 // connection.
 type PolicySource struct {
-	Identity spiffeid.ID
+	Identity spiffeid.ID `json:"identity,omitzero"`
 	// IdentityPrefix matches identities by string prefix; a prefix that does
 	// not end in "/" ends at a path segment.
-	IdentityPrefix string
+	IdentityPrefix string `json:"identityPrefix,omitempty"`
 	// Namespace matches the "/ns/<namespace>/" part of the identity.
-	Namespace string
+	Namespace string `json:"namespace,omitempty"`
 	// TrustDomain matches every identity of the trust domain.
-	TrustDomain string
+	TrustDomain string `json:"trustDomain,omitempty"`
 	// CIDR matches the true source address.
-	CIDR netip.Prefix
+	CIDR netip.Prefix `json:"cidr,omitzero"`
 	// Principals matches any verified identity when true.
-	AnyIdentity bool
+	AnyIdentity bool `json:"anyIdentity,omitempty"`
 }
 
 // PolicyTarget matches a destination. All fields that are set must match.
 type PolicyTarget struct {
-	Service  Name
-	Workload Name
+	Service  Name `json:"service,omitzero"`
+	Workload Name `json:"workload,omitzero"`
 	// Ports are those of the workload, not of the service.
-	Ports []uint16
+	Ports []uint16 `json:"ports,omitempty"`
 }
 
 // PolicyDefaults decide what no policy decides.
 type PolicyDefaults struct {
-	Default Action
+	Default Action `json:"default,omitempty"`
 	// Audit makes every denial, the default one included, a report only.
-	Audit bool
+	Audit bool `json:"audit,omitempty"`
 }

@@ -1,7 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package mesh
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -10,8 +13,8 @@ import (
 // Name identifies a service or a workload within a mesh. Sources that have no
 // namespaces use DefaultNamespace.
 type Name struct {
-	Namespace string
-	Name      string
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
 }
 
 // DefaultNamespace is the namespace of everything whose source names none.
@@ -23,6 +26,35 @@ func (n Name) String() string {
 		return n.Name
 	}
 	return n.Namespace + "/" + n.Name
+}
+
+// IsZero reports whether n names nothing.
+func (n Name) IsZero() bool { return n.Name == "" }
+
+// Canonical returns n with DefaultNamespace in place of an empty namespace.
+// Names in a Snapshot are canonical; its lookups take either form.
+func (n Name) Canonical() Name {
+	if n.Namespace == "" {
+		n.Namespace = DefaultNamespace
+	}
+	return n
+}
+
+// Compare orders names by namespace, then name, in canonical form.
+func (n Name) Compare(o Name) int {
+	n, o = n.Canonical(), o.Canonical()
+	if c := strings.Compare(n.Namespace, o.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(n.Name, o.Name)
+}
+
+// ParseName reads what Name.String writes: "name" or "namespace/name".
+func ParseName(s string) Name {
+	if ns, name, ok := strings.Cut(s, "/"); ok {
+		return Name{Namespace: ns, Name: name}.Canonical()
+	}
+	return Name{Name: s}.Canonical()
 }
 
 // Protocol is what a service port speaks. Everything but ProtocolTCP is a
@@ -42,35 +74,35 @@ type Service struct {
 	Name
 	// Source is the discovery source that owns the service ("static",
 	// "consul", "kubernetes").
-	Source string
-	Ports  []Port
+	Source string `json:"source,omitempty"`
+	Ports  []Port `json:"ports,omitempty"`
 	// VirtualIPs are the addresses that stand for the service: at most one
 	// IPv4 and one IPv6 address, stable over restarts.
-	VirtualIPs []netip.Addr
+	VirtualIPs []netip.Addr `json:"virtualIPs,omitempty"`
 	// Hostnames are additional DNS names, fully qualified without the
 	// trailing dot, in lower case.
-	Hostnames []string
+	Hostnames []string `json:"hostnames,omitempty"`
 	// Endpoints serve every port of the service. Sorted by address, then
 	// port.
-	Endpoints []*Endpoint
+	Endpoints []*Endpoint `json:"endpoints,omitempty"`
 	// Balance chooses among the endpoints; empty means BalanceLeastRequest.
-	Balance Balance
+	Balance Balance `json:"balance,omitempty"`
 	// HealthCheck is the active check of static endpoints; nil means that
 	// the source knows the health itself.
-	HealthCheck *HealthCheck
+	HealthCheck *HealthCheck `json:"healthCheck,omitempty"`
 	// ConnectTimeout bounds the connection to an endpoint; zero means the
 	// node's default.
-	ConnectTimeout time.Duration
+	ConnectTimeout time.Duration `json:"connectTimeoutNanos,omitempty"`
 }
 
 // Port is one port of a service.
 type Port struct {
 	// Name tells the ports of a service apart; it may be empty for a service
 	// with one port.
-	Name string
+	Name string `json:"name,omitempty"`
 	// Port is the number that clients dial.
-	Port     uint16
-	Protocol Protocol
+	Port     uint16   `json:"port,omitempty"`
+	Protocol Protocol `json:"protocol,omitempty"`
 }
 
 // Balance names a load balancing policy.
@@ -87,12 +119,13 @@ const (
 type HealthCheck struct {
 	// HTTPPath makes it an HTTP GET that must answer 2xx or 3xx; empty means
 	// that a TCP connection suffices.
-	HTTPPath string
-	Interval time.Duration
-	Timeout  time.Duration
+	HTTPPath string        `json:"httpPath,omitempty"`
+	Interval time.Duration `json:"intervalNanos,omitempty"`
+	Timeout  time.Duration `json:"timeoutNanos,omitempty"`
 	// Healthy and Unhealthy are the consecutive results that change the
 	// health.
-	Healthy, Unhealthy int
+	Healthy   int `json:"healthy,omitempty"`
+	Unhealthy int `json:"unhealthy,omitempty"`
 }
 
 // Health of an endpoint as its source or the active checks see it.
@@ -110,7 +143,8 @@ const (
 
 // Locality says where a node or an endpoint is.
 type Locality struct {
-	Region, Zone string
+	Region string `json:"region,omitempty"`
+	Zone   string `json:"zone,omitempty"`
 }
 
 // Transport is how the mesh reaches an endpoint.
@@ -129,31 +163,31 @@ const (
 
 // Endpoint is an address that serves a service.
 type Endpoint struct {
-	Address netip.Addr
+	Address netip.Addr `json:"address,omitzero"`
 	// Ports holds the endpoint's port for each of the service's ports, in
-	// the same order.
-	Ports []uint16
+	// the same order. 0 means that the endpoint does not serve that port.
+	Ports []uint16 `json:"ports,omitempty"`
 	// Node is the name of the node that the endpoint runs on; empty when
 	// unknown.
-	Node string
+	Node string `json:"node,omitempty"`
 	// Workload is the workload that serves the endpoint, as its node names
 	// it; zero when unknown.
-	Workload Name
+	Workload Name `json:"workload,omitzero"`
 	// Transport and Tunnel say how other nodes reach it: Tunnel is the node
 	// proxy's address for it.
-	Transport Transport
-	Tunnel    netip.AddrPort
+	Transport Transport      `json:"transport,omitempty"`
+	Tunnel    netip.AddrPort `json:"tunnel,omitzero"`
 	// Identity is the one expected of the endpoint; zero only with
 	// TransportNone.
-	Identity spiffeid.ID
+	Identity spiffeid.ID `json:"identity,omitzero"`
 	// Identities are accepted beside Identity (subject alternative names of
 	// the service).
-	Identities []spiffeid.ID
+	Identities []spiffeid.ID `json:"identities,omitempty"`
 	// SNI overrides the server name that the tunnel's handshake sends.
-	SNI      string
-	Health   Health
-	Weight   uint32 // 0 means 1
-	Locality Locality
+	SNI      string   `json:"sni,omitempty"`
+	Health   Health   `json:"health,omitempty"`
+	Weight   uint32   `json:"weight,omitempty"` // 0 means 1
+	Locality Locality `json:"locality,omitzero"`
 }
 
 // AddrPort returns the endpoint's address for the service's port at index i.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package mesh
 
 import (
@@ -9,29 +11,29 @@ import (
 // Workload is a set of processes of this node that share an identity.
 type Workload struct {
 	Name
-	Source   string
-	Identity spiffeid.ID
+	Source   string      `json:"source,omitempty"`
+	Identity spiffeid.ID `json:"identity,omitzero"`
 	// Selectors say which processes belong to it; any of them suffices.
-	Selectors []Selector
+	Selectors []Selector `json:"selectors,omitempty"`
 	// NetNS is the path of the workload's network namespace, or empty: the
 	// namespace is found from the workload's processes and is usually the
 	// node's own.
-	NetNS string
+	NetNS string `json:"netns,omitempty"`
 	// Upstreams are explicit local addresses that stand for a service, for
 	// this workload only.
-	Upstreams []Upstream
-	Exclude   Exclusions
-	Inbound   InboundMode
+	Upstreams []Upstream  `json:"upstreams,omitempty"`
+	Exclude   Exclusions  `json:"exclude,omitzero"`
+	Inbound   InboundMode `json:"inbound,omitempty"`
 	// InboundLocal says whether processes of this node that are no workload
 	// may connect to the workload's ports.
-	InboundLocal Allowance
-	Egress       EgressMode
-	OnProxyDown  ProxyDownMode
+	InboundLocal Allowance     `json:"inboundLocal,omitempty"`
+	Egress       EgressMode    `json:"egress,omitempty"`
+	OnProxyDown  ProxyDownMode `json:"onProxyDown,omitempty"`
 	// MaxConnections bounds the workload's proxied connections, inbound and
 	// outbound together; 0 means the node's default.
-	MaxConnections int
+	MaxConnections int `json:"maxConnections,omitempty"`
 	// Bypass takes the workload out of the mesh: nothing is captured.
-	Bypass bool
+	Bypass bool `json:"bypass,omitempty"`
 }
 
 // SelectorKind says what a Selector matches.
@@ -57,24 +59,24 @@ const (
 
 // Selector matches processes.
 type Selector struct {
-	Kind  SelectorKind
-	Value string
+	Kind  SelectorKind `json:"kind,omitempty"`
+	Value string       `json:"value,omitempty"`
 }
 
 // Upstream is an explicit local address that stands for a service.
 type Upstream struct {
-	Listen  netip.AddrPort
-	Service Name
+	Listen  netip.AddrPort `json:"listen,omitzero"`
+	Service Name           `json:"service,omitzero"`
 	// Port is the service's port; 0 means its only or first one.
-	Port uint16
+	Port uint16 `json:"port,omitempty"`
 }
 
 // Exclusions are not captured; they go on as if there were no mesh.
 type Exclusions struct {
-	OutboundPorts []uint16
-	OutboundCIDRs []netip.Prefix
-	InboundPorts  []uint16
-	InboundCIDRs  []netip.Prefix
+	OutboundPorts []uint16       `json:"outboundPorts,omitempty"`
+	OutboundCIDRs []netip.Prefix `json:"outboundCIDRs,omitempty"`
+	InboundPorts  []uint16       `json:"inboundPorts,omitempty"`
+	InboundCIDRs  []netip.Prefix `json:"inboundCIDRs,omitempty"`
 }
 
 // InboundMode says what may connect to a workload.
