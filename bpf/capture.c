@@ -1,0 +1,14 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The programs that exist once per node, as one object, so that they share
+ * their maps; inbound.c is loaded once per network namespace. */
+#include "enroll.c"
+#include "guard.c"
+#include "outbound.c"
+#include "dns.c" /* judges as outbound.c does */
+#include "names.c"
+#include "flows.c"
+
+/* User space reads it from the ring buffer, which has no types: this gives it a
+ * place in the object's BTF. */
+const volatile struct event event_layout;

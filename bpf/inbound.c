@@ -1,0 +1,132 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * sk_lookup, loaded once per network namespace: what may reach a workload's
+ * port. The context does not tell the namespace, hence the constant.
+ */
+#include "meshproxy.h"
+
+const volatile __u64 netns;
+const volatile __u8 have_ingress_ifindex; /* 5.17 */
+
+INLINE void addresses(struct bpf_sk_lookup *ctx, struct address *remote, struct address *local)
+{
+	if (ctx->family == AF_INET) {
+		set_v4(remote, ctx_read(ctx->remote_ip4));
+		set_v4(local, ctx_read(ctx->local_ip4));
+	} else {
+		remote->ip[0] = ctx_read(ctx->remote_ip6[0]);
+		remote->ip[1] = ctx_read(ctx->remote_ip6[1]);
+		remote->ip[2] = ctx_read(ctx->remote_ip6[2]);
+		remote->ip[3] = ctx_read(ctx->remote_ip6[3]);
+		local->ip[0] = ctx_read(ctx->local_ip6[0]);
+		local->ip[1] = ctx_read(ctx->local_ip6[1]);
+		local->ip[2] = ctx_read(ctx->local_ip6[2]);
+		local->ip[3] = ctx_read(ctx->local_ip6[3]);
+	}
+	remote->port = ntohs(ctx->remote_port);
+	local->port = ctx->local_port;
+}
+
+/* Who listens: on the address, on any of its family, on any. */
+INLINE struct port *find_port(const struct address *local)
+{
+	struct port_key key = {.netns = netns, .address = *local};
+	struct port *p = bpf_map_lookup_elem(&ports, &key);
+
+	if (p)
+		return p;
+	if (is_v4(local)) {
+		key.address.ip[3] = 0;
+		p = bpf_map_lookup_elem(&ports, &key);
+		if (p)
+			return p;
+	}
+	key.address.ip[0] = 0;
+	key.address.ip[1] = 0;
+	key.address.ip[2] = 0;
+	key.address.ip[3] = 0;
+	return bpf_map_lookup_elem(&ports, &key);
+}
+
+/* Made by the proxy; it has judged the connection at its far end. */
+INLINE int is_mesh(const struct address *remote, const struct address *local)
+{
+	struct flow_key key = {.netns = netns, .client = *remote, .local = *local};
+	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+
+	return f && f->flags & FLOW_OWN;
+}
+
+/* From this namespace. Before 5.17 by address: packets from elsewhere with a
+ * source of our own are martians, which the kernel drops on its own. */
+INLINE int is_local(struct bpf_sk_lookup *ctx, const struct address *remote, const struct address *local)
+{
+	if (have_ingress_ifindex)
+		return ctx->ingress_ifindex == LOOPBACK_IFINDEX;
+	if (is_loopback(remote))
+		return 1;
+	return remote->ip[0] == local->ip[0] && remote->ip[1] == local->ip[1] &&
+	       remote->ip[2] == local->ip[2] && remote->ip[3] == local->ip[3];
+}
+
+INLINE int reject(__u32 workload, __u32 reason, const struct address *remote)
+{
+	struct event *e;
+
+	count_rejection(workload, reason);
+	e = new_event(EVENT_REFUSED, reason, workload);
+	if (e) {
+		e->netns = netns;
+		e->address = *remote;
+		bpf_ringbuf_submit(e, 0);
+	}
+	return SK_DROP; /* answered with a RST */
+}
+
+INLINE int steer(struct bpf_sk_lookup *ctx, __u32 workload)
+{
+	__u64 key = netns;
+	struct bpf_sock *listener = bpf_map_lookup_elem(&inbound_listeners, &key);
+	long err;
+
+	if (!listener)
+		return 0;
+	err = bpf_sk_assign(ctx, listener, 0);
+	bpf_sk_release(listener);
+	if (err)
+		return 0;
+	count_connection(workload, 0, OUTCOME_STEERED);
+	return 1;
+}
+
+SEC("sk_lookup")
+int inbound(struct bpf_sk_lookup *ctx)
+{
+	struct address remote = {}, local = {};
+	struct workload *w;
+	struct node *n;
+	struct port *p;
+	__u32 id;
+
+	if (ctx->protocol != IPPROTO_TCP || !filter_port(ctx->local_port))
+		return SK_PASS;
+	addresses(ctx, &remote, &local);
+	p = find_port(&local);
+	if (!p || !p->workload)
+		return SK_PASS;
+	id = p->workload;
+	w = bpf_map_lookup_elem(&workloads, &id);
+	if (!w || w->flags & WORKLOAD_BYPASS || !(w->flags & (WORKLOAD_STRICT | WORKLOAD_PERMISSIVE)))
+		return SK_PASS;
+	if (excluded(w, id, IN, local.port, &remote) || is_mesh(&remote, &local))
+		return SK_PASS;
+	if (is_local(ctx, &remote, &local))
+		return w->flags & WORKLOAD_LOCAL_DENY ? reject(id, REASON_LOCAL, &remote) : SK_PASS;
+	if (w->flags & WORKLOAD_STRICT)
+		return reject(id, REASON_PLAINTEXT, &remote);
+	n = this_node();
+	if (n && proxy_alive(n) && steer(ctx, id))
+		return SK_PASS;
+	return w->flags & WORKLOAD_DOWN_DIRECT ? SK_PASS : reject(id, REASON_PROXY_DOWN, &remote);
+}

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The part of the kernel that the programs touch: context structures as
+ * <linux/bpf.h> defines them (stable ABI), and kernel structures reduced to the
+ * fields that are read, relocated at load time (CO-RE). Written by hand so that
+ * the objects do not depend on the headers of the machine that builds them.
+ */
+#pragma once
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef int __s32;
+typedef unsigned int __u32;
+typedef long long __s64;
+typedef unsigned long long __u64;
+
+enum {
+	AF_UNSPEC = 0,
+	AF_INET = 2,
+	AF_INET6 = 10,
+	SOCK_STREAM = 1,
+	SOCK_DGRAM = 2,
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+	SOL_SOCKET = 1,
+	SO_BINDTODEVICE = 25,
+	SO_BINDTOIFINDEX = 62,
+	ECONNREFUSED = 111,
+	LOOPBACK_IFINDEX = 1, /* in every network namespace */
+};
+
+enum { /* include/net/tcp_states.h */
+	TCP_SYN_SENT = 2,
+	TCP_CLOSE = 7,
+};
+
+enum { /* map types, map flags and helper flags of <linux/bpf.h> */
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_HASH = 5,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_SOCKHASH = 18,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
+	BPF_MAP_TYPE_RINGBUF = 27,
+
+	BPF_F_NO_PREALLOC = 1 << 0,
+	BPF_F_MMAPABLE = 1 << 10,
+
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_SK_STORAGE_GET_F_CREATE = 1,
+};
+
+enum {
+	BPF_SOCK_OPS_TCP_CONNECT_CB = 3,
+	BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB = 5,
+	BPF_SOCK_OPS_STATE_CB = 10,
+	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
+	BPF_SOCK_OPS_STATE_CB_FLAG = 1 << 2,
+};
+
+enum { SK_DROP = 0, SK_PASS = 1 };
+
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port;
+};
+
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;    /* network order */
+	__u32 user_ip6[4]; /* network order */
+	__u32 user_port;   /* network order, 16 bits */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+};
+
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 args[4];
+	__u32 family;
+	__u32 remote_ip4;    /* network order */
+	__u32 local_ip4;     /* network order */
+	__u32 remote_ip6[4]; /* network order */
+	__u32 local_ip6[4];  /* network order */
+	__u32 remote_port;   /* network order, 32 bits */
+	__u32 local_port;    /* host order */
+	__u32 is_fullsock;
+	__u32 snd_cwnd;
+	__u32 srtt_us;
+	__u32 bpf_sock_ops_cb_flags;
+	__u32 state;
+	__u32 rtt_min;
+	__u32 snd_ssthresh;
+	__u32 rcv_nxt;
+	__u32 snd_nxt;
+	__u32 snd_una;
+	__u32 mss_cache;
+	__u32 ecn_flags;
+	__u32 rate_delivered;
+	__u32 rate_interval_us;
+	__u32 packets_out;
+	__u32 retrans_out;
+	__u32 total_retrans;
+	__u32 segs_in;
+	__u32 data_segs_in;
+	__u32 segs_out;
+	__u32 data_segs_out;
+	__u32 lost_out;
+	__u32 sacked_out;
+	__u32 sk_txhash;
+	__u64 bytes_received;
+	__u64 bytes_acked;
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+};
+
+struct bpf_sk_lookup {
+	union {
+		struct bpf_sock *sk;
+		__u64 cookie;
+	};
+	__u32 family;
+	__u32 protocol;
+	__u32 remote_ip4;    /* network order */
+	__u32 remote_ip6[4]; /* network order */
+	__u16 remote_port;   /* network order */
+	__u16 : 16;
+	__u32 local_ip4;    /* network order */
+	__u32 local_ip6[4]; /* network order */
+	__u32 local_port;   /* host order */
+	__u32 ingress_ifindex; /* since 5.17 */
+};
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[2];
+};
+
+#define CO_RE __attribute__((preserve_access_index))
+
+struct kernfs_node {
+	const char *name;
+	__u64 id;
+} CO_RE;
+
+struct cgroup_root {
+	int hierarchy_id;
+} CO_RE;
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+} CO_RE;
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+} CO_RE;
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup; /* a tagged word before 5.16 */
+} CO_RE;
+
+struct net {
+	__u64 net_cookie;
+} CO_RE;
+
+/* Before 5.14 (3d368ab87cf6 "net: initialize net->net_cookie at netns setup")
+ * the cookie was an atomic. */
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
+struct net___before_5_14 {
+	atomic64_t net_cookie;
+} CO_RE;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct sock_common {
+	possible_net_t skc_net;
+} CO_RE;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct sock_cgroup_data sk_cgrp_data;
+} CO_RE;
+
+struct inet_sock {
+	struct sock sk;
+} CO_RE;
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+} CO_RE;
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+} CO_RE;
+
+#define SEC(name) __attribute__((section(name), used))
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+#define INLINE static inline __attribute__((always_inline))
+
+#define ntohs(x) ((__u16)(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __builtin_bswap16(x) : (x)))
+#define htons(x) ntohs(x)
+#define ntohl(x) ((__u32)(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __builtin_bswap32(x) : (x)))
+#define htonl(x) ntohl(x)
+
+/* BPF_FIELD_EXISTS of libbpf's bpf_core_read.h */
+#define field_exists(field) __builtin_preserve_field_info(field, 2)
+/* Reads a field of a kernel structure by its relocated offset. */
+#define read_field(dst, field) \
+	bpf_probe_read_kernel(&(dst), sizeof(dst), __builtin_preserve_access_index(&(field)))
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
+static __u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
+static __u64 (*bpf_get_current_uid_gid)(void) = (void *)15;
+static __u64 (*bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static long (*bpf_setsockopt)(void *ctx, int level, int option, void *value, int len) = (void *)49;
+static long (*bpf_sock_ops_cb_flags_set)(struct bpf_sock_ops *ctx, int flags) = (void *)59;
+static __u64 (*bpf_get_current_cgroup_id)(void) = (void *)80;
+static long (*bpf_sk_release)(void *sk) = (void *)86;
+static void *(*bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
+static long (*bpf_probe_read_kernel)(void *dst, __u32 size, const void *src) = (void *)113;
+static long (*bpf_probe_read_kernel_str)(void *dst, __u32 size, const void *src) = (void *)115;
+static __u64 (*bpf_get_netns_cookie)(void *ctx) = (void *)122;
+static __u64 (*bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
+static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)124;
+static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static struct tcp_sock *(*bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
+static int (*bpf_set_retval)(int retval) = (void *)187;

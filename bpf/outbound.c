@@ -1,0 +1,299 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * cgroup/connect4|6: who is calling, where to, and what becomes of it.
+ *
+ * A destination of the mesh is rewritten to the proxy's listener on loopback,
+ * in the socket's own namespace; what was dialled stays in the socket's
+ * storage, from where flows.c publishes it before the SYN. Anything else is
+ * left exactly as it is, so that a passthrough keeps its source address,
+ * device and options.
+ */
+#include "meshproxy.h"
+
+enum verdict { LEAVE, REWRITE, REFUSE };
+
+/* A connection of a workload that has to be judged. */
+struct dial {
+	struct bpf_sock_addr *ctx;
+	struct node *node;
+	struct workload *workload;
+	__u32 id;
+	__u64 netns;
+	struct socket *socket; /* storage, once there is some */
+	struct address to;     /* dialled; then where to go instead */
+};
+
+INLINE enum verdict refuse(struct dial *d, __u32 kind, __u32 reason)
+{
+	struct event *e;
+
+	count_rejection(d->id, reason);
+	e = new_event(kind, reason, d->id);
+	if (e) {
+		e->cgroup = bpf_get_current_cgroup_id();
+		e->netns = d->netns;
+		e->address = d->to;
+		if (have_pid)
+			e->pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_ringbuf_submit(e, 0);
+	}
+	if (have_set_retval)
+		bpf_set_retval(-ECONNREFUSED);
+	return REFUSE;
+}
+
+INLINE enum verdict refuse_without_listeners(struct dial *d)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u64 *seen = bpf_map_lookup_elem(&namespaces_seen, &d->netns);
+
+	/* Clients retry; user space needs to hear of a namespace only once in
+	 * a while. */
+	if (seen && now - *seen < NAMESPACE_SEEN_PAUSE) {
+		count_rejection(d->id, REASON_NO_LISTENERS);
+		if (have_set_retval)
+			bpf_set_retval(-ECONNREFUSED);
+		return REFUSE;
+	}
+	bpf_map_update_elem(&namespaces_seen, &d->netns, &now, BPF_ANY);
+	return refuse(d, EVENT_NETNS_SEEN, REASON_NO_LISTENERS);
+}
+
+/* Upstream of the workload, then anybody's destination, then a virtual IP
+ * without the port that was dialled: its own row has port 0 and *unknown is
+ * set. Loopback belongs to the application unless it is an upstream. */
+INLINE struct destination *find_destination(struct dial *d, int *unknown)
+{
+	struct destination_key key = {.workload = d->id, .address = d->to};
+	struct destination *to;
+
+	*unknown = 0;
+	if (d->workload->flags & WORKLOAD_UPSTREAMS) {
+		to = bpf_map_lookup_elem(&destinations, &key);
+		if (to)
+			return to;
+	}
+	if (is_loopback(&d->to))
+		return 0;
+	key.workload = 0;
+	to = bpf_map_lookup_elem(&destinations, &key);
+	if (to)
+		return to;
+	key.address.port = 0;
+	to = bpf_map_lookup_elem(&destinations, &key);
+	if (to)
+		*unknown = 1;
+	return to;
+}
+
+/* A socket that is bound to a device cannot reach loopback. */
+INLINE int release_device(struct dial *d, __u32 *device)
+{
+	char none[4] = {};
+	__u32 bound = d->ctx->sk->bound_dev_if;
+
+	*device = 0;
+	if (!bound || bound == LOOPBACK_IFINDEX)
+		return 0;
+	*device = bound;
+	return bpf_setsockopt(d->ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
+}
+
+/* A socket that an earlier connect(2) captured goes elsewhere now. */
+INLINE void forget_capture(struct dial *d)
+{
+	if (!d->socket)
+		return;
+	if (d->socket->device) {
+		int device = d->socket->device;
+
+		bpf_setsockopt(d->ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof(device));
+		d->socket->device = 0;
+	}
+	d->socket->flags = 0;
+}
+
+INLINE enum verdict leave(struct dial *d, __u32 outcome)
+{
+	forget_capture(d);
+	count_connection(d->id, 0, outcome);
+	return LEAVE;
+}
+
+/* Sends the socket to d->to and remembers what it dialled. */
+INLINE enum verdict redirect(struct dial *d, __u32 service, __u32 flags, const struct address *to)
+{
+	__u32 device = 0;
+
+	if (!d->socket)
+		d->socket = bpf_sk_storage_get(&sockets, d->ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!d->socket)
+		return refuse(d, EVENT_REFUSED, REASON_NO_MEMORY);
+	if (is_loopback(to)) {
+		if (release_device(d, &device))
+			return refuse(d, EVENT_REFUSED, REASON_DEVICE);
+		if (device)
+			d->socket->device = device;
+	}
+	d->socket->flags = flags;
+	d->socket->workload = d->id;
+	d->socket->service = service;
+	d->socket->address = d->to;
+	d->to = *to;
+	return REWRITE;
+}
+
+INLINE enum verdict to_proxy(struct dial *d, __u32 service, __u32 flags, __u16 port)
+{
+	struct address proxy = d->to;
+	enum verdict v;
+
+	set_loopback(&proxy);
+	proxy.port = port;
+	v = redirect(d, service, flags, &proxy);
+	if (v == REWRITE)
+		count_connection(d->id, service, flags & SOCKET_DNS ? OUTCOME_DNS : OUTCOME_CAPTURED);
+	return v;
+}
+
+INLINE enum verdict judge_dns(struct dial *d)
+{
+	if (!proxy_alive(d->node)) {
+		if (d->workload->flags & WORKLOAD_DOWN_DIRECT)
+			return leave(d, OUTCOME_DIRECT);
+		return refuse(d, EVENT_REFUSED, REASON_PROXY_DOWN);
+	}
+	if (!bpf_map_lookup_elem(&namespaces, &d->netns))
+		return refuse_without_listeners(d);
+	return to_proxy(d, 0, SOCKET_NAMED | SOCKET_DNS, d->node->dns_port);
+}
+
+INLINE enum verdict judge_tcp(struct dial *d)
+{
+	struct destination *to;
+	enum verdict v;
+	int unknown;
+
+	to = find_destination(d, &unknown);
+	if (!to) {
+		if (is_loopback(&d->to)) {
+			forget_capture(d);
+			return LEAVE;
+		}
+		if (d->workload->flags & WORKLOAD_REGISTERED_ONLY)
+			return refuse(d, EVENT_REFUSED, REASON_UNREGISTERED);
+		return leave(d, OUTCOME_PASSTHROUGH);
+	}
+	if (unknown)
+		return refuse(d, EVENT_REFUSED, REASON_UNKNOWN_PORT);
+	if (!proxy_alive(d->node)) {
+		if (!(d->workload->flags & WORKLOAD_DOWN_DIRECT) || !to->direct.port)
+			return refuse(d, EVENT_REFUSED, REASON_PROXY_DOWN);
+		v = redirect(d, to->service, SOCKET_NAMED, &to->direct);
+		if (v == REWRITE)
+			count_connection(d->id, to->service, OUTCOME_DIRECT);
+		return v;
+	}
+	if (!bpf_map_lookup_elem(&namespaces, &d->netns))
+		return refuse_without_listeners(d);
+	if (d->node->flows_full && bpf_ktime_get_ns() - d->node->flows_full < FLOWS_FULL_PAUSE)
+		return refuse(d, EVENT_REFUSED, REASON_FLOWS_FULL);
+	return to_proxy(d, to->service, SOCKET_NAMED | SOCKET_CAPTURED, d->node->outbound_port);
+}
+
+/* Fills in who is calling; 0 when it is nobody of ours. Ordered so that
+ * everybody else gets out with as few lookups as possible. */
+INLINE int is_ours(struct dial *d)
+{
+	d->node = this_node();
+	if (!d->node)
+		return 0;
+	d->id = current_workload(d->node);
+	if (!d->id)
+		return 0;
+	d->workload = bpf_map_lookup_elem(&workloads, &d->id);
+	if (!d->workload || !d->ctx->sk)
+		return 0;
+	d->socket = bpf_sk_storage_get(&sockets, d->ctx->sk, 0, 0);
+	if (d->socket && d->socket->flags & SOCKET_OWN)
+		return 0;
+	d->netns = bpf_get_netns_cookie(d->ctx);
+	return 1;
+}
+
+INLINE enum verdict judge_connect(struct dial *d)
+{
+	__u32 protocol = d->ctx->protocol;
+	int dns = d->to.port == DNS_SERVER_PORT;
+
+	if (protocol != IPPROTO_TCP && !(protocol == IPPROTO_UDP && dns))
+		return LEAVE;
+	if (!is_ours(d))
+		return LEAVE;
+	if (d->workload->flags & WORKLOAD_BYPASS) {
+		forget_capture(d);
+		return LEAVE;
+	}
+	resolve_unspecified(&d->to);
+	if (excluded(d->workload, d->id, OUT, d->to.port, &d->to))
+		return leave(d, OUTCOME_EXCLUDED);
+	if (dns && d->node->dns_port)
+		return judge_dns(d);
+	if (protocol != IPPROTO_TCP)
+		return LEAVE;
+	return judge_tcp(d);
+}
+
+/* Without bpf_set_retval a refusal would be EPERM, which applications take for
+ * a misconfiguration; port 0 of loopback answers with a RST. */
+INLINE int refused_at_loopback(struct dial *d)
+{
+	set_loopback(&d->to);
+	d->to.port = 0;
+	return !have_set_retval;
+}
+
+SEC("cgroup/connect4")
+int outbound4(struct bpf_sock_addr *ctx)
+{
+	struct dial d = {.ctx = ctx};
+	enum verdict v;
+
+	set_v4(&d.to, ctx->user_ip4);
+	d.to.port = ntohs((__u16)ctx->user_port);
+	v = judge_connect(&d);
+	if (v == LEAVE)
+		return 1;
+	if (v == REFUSE && !refused_at_loopback(&d))
+		return 0;
+	ctx->user_ip4 = d.to.ip[3];
+	ctx->user_port = htons(d.to.port);
+	return 1;
+}
+
+SEC("cgroup/connect6")
+int outbound6(struct bpf_sock_addr *ctx)
+{
+	struct dial d = {.ctx = ctx};
+	enum verdict v;
+
+	if (ctx->user_family != AF_INET6)
+		return 1;
+	d.to.ip[0] = ctx->user_ip6[0];
+	d.to.ip[1] = ctx->user_ip6[1];
+	d.to.ip[2] = ctx->user_ip6[2];
+	d.to.ip[3] = ctx->user_ip6[3];
+	d.to.port = ntohs((__u16)ctx->user_port);
+	v = judge_connect(&d);
+	if (v == LEAVE)
+		return 1;
+	if (v == REFUSE && !refused_at_loopback(&d))
+		return 0;
+	ctx->user_ip6[0] = d.to.ip[0];
+	ctx->user_ip6[1] = d.to.ip[1];
+	ctx->user_ip6[2] = d.to.ip[2];
+	ctx->user_ip6[3] = d.to.ip[3];
+	ctx->user_port = htons(d.to.port);
+	return 1;
+}
