@@ -49,10 +49,12 @@ func Of(err error) Reason {
 	if known := (*Error)(nil); errors.As(err, &known) {
 		return known.Reason
 	}
-	if r := ofTLS(err); r != None {
-		return r
+	for _, of := range []func(error) Reason{ofTLS, ofKernel, ofTLSText} {
+		if r := of(err); r != None {
+			return r
+		}
 	}
-	return ofKernel(err)
+	return Internal
 }
 
 func ofTLS(err error) Reason {
@@ -74,13 +76,13 @@ func ofTLS(err error) Reason {
 	if record := (tls.RecordHeaderError{}); errors.As(err, &record) {
 		return TLSHandshake
 	}
-	return ofTLSText(err.Error())
+	return None
 }
 
 // ofTLSText reads what crypto/tls says in words only; a test with a real
 // handshake notices when the words change.
-func ofTLSText(text string) Reason {
-	switch {
+func ofTLSText(err error) Reason {
+	switch text := err.Error(); {
 	case strings.Contains(text, "tls: client didn't provide a certificate"):
 		return PeerMissing
 	case strings.Contains(text, "tls: "):
@@ -142,6 +144,6 @@ func ofKernel(err error) Reason {
 		errors.Is(err, context.DeadlineExceeded):
 		return ConnectTimeout
 	default:
-		return Internal
+		return None
 	}
 }

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+import (
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Readings are figures that others keep; a scrape asks for them. Each function
+// may be nil, and is called from any goroutine.
+type Readings struct {
+	Snapshot func() SnapshotReading
+	Sources  func() []SourceReading
+	Pool     func() []PoolReading
+	Loops    func() []LoopReading
+	Leaves   func() []LeafReading
+	Capture  func() (CaptureReading, error)
+}
+
+// SnapshotReading is the state of discovery's snapshot.
+type SnapshotReading struct {
+	Version                                  uint64
+	Built                                    time.Time
+	Services, Endpoints, Workloads, Policies int
+}
+
+// SourceReading is the state of a source.
+type SourceReading struct {
+	Name         string
+	Ready, Stale bool
+	Since        time.Time
+}
+
+// PoolReading is the state of the tunnels of one transport.
+type PoolReading struct {
+	Transport                         string
+	Role                              Role
+	Connections, Streams, Handshaking int
+}
+
+// LoopReading is the state of one event loop.
+type LoopReading struct {
+	Loop        int
+	Turns       uint64
+	Descriptors int
+	// Lag is the longest turn of the last seconds.
+	Lag time.Duration
+}
+
+// LeafReading is the leaf in use for a workload.
+type LeafReading struct {
+	Workload string
+	NotAfter time.Time
+}
+
+// CaptureReading are the counters of the programs in the kernel.
+type CaptureReading struct {
+	Captured, Passthrough uint64
+	// Refused is by reason.
+	Refused map[string]uint64
+	Flows   int
+	// HeartbeatAge is how long ago the data path was last seen alive.
+	HeartbeatAge time.Duration
+	Destinations []CaptureDestination
+}
+
+// CaptureDestination counts what a workload dialled.
+type CaptureDestination struct {
+	Workload, Service string
+	Connections       uint64
+}
+
+var (
+	snapshotVersionDesc = desc("snapshot_version", "Version of the snapshot in force.")
+	snapshotAgeDesc     = desc("snapshot_age_seconds", "Time since the snapshot in force was built.")
+	snapshotSizeDesc    = desc("snapshot_objects", "Objects in the snapshot in force.", "kind")
+	sourceReadyDesc     = desc("source_ready", "1 when the source has delivered.", "source")
+	sourceStaleDesc     = desc("source_stale", "1 when the source is away and its last view is in force.", "source")
+	sourceSinceDesc     = desc("source_state_age_seconds", "Time since the source's state changed.", "source")
+	poolConnsDesc       = desc("tunnel_connections", "Open tunnels.", "transport", "role")
+	poolStreamsDesc     = desc("tunnel_streams", "Open streams in tunnels.", "transport", "role")
+	poolShakingDesc     = desc("tunnel_handshakes_active", "Handshakes under way.", "transport", "role")
+	loopTurnsDesc       = desc("loop_turns_total", "Turns of an event loop.", "loop")
+	loopLagDesc         = desc("loop_lag_seconds", "Longest turn of an event loop in the last seconds.", "loop")
+	loopFDsDesc         = desc("loop_descriptors", "Descriptors registered with an event loop.", "loop")
+	leafExpiryDesc      = desc("leaf_expiry_timestamp_seconds", "When the leaf in use for a workload expires.", "workload")
+	capturedDesc        = desc("capture_connections_total", "Connections that capture sent to the proxy.")
+	passthroughDesc     = desc("capture_passthrough_total", "Connections of workloads that capture left alone.")
+	captureRefusedDesc  = desc("capture_refusals_total", "Connections that capture refused in the kernel.", "reason")
+	captureFlowsDesc    = desc("capture_flows", "Entries of the flow map.")
+	captureBeatDesc     = desc("capture_heartbeat_age_seconds", "Time since the kernel last saw the data path alive.")
+	captureDestDesc     = desc("capture_destination_connections_total", "Connections that capture saw, by workload and service.", "source", "service")
+	captureUpDesc       = desc("capture_up", "1 when capture's counters could be read.")
+)
+
+// readingCollector asks the readings at a scrape. What exists varies, so it is
+// an unchecked collector: Describe sends nothing.
+type readingCollector struct {
+	read Readings
+	now  func() time.Time
+	log  *slog.Logger
+}
+
+// Describe implements prometheus.Collector.
+func (readingCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c readingCollector) Collect(ch chan<- prometheus.Metric) {
+	c.collectDiscovery(ch)
+	c.collectProxy(ch)
+	c.collectCapture(ch)
+}
+
+func (c readingCollector) collectDiscovery(ch chan<- prometheus.Metric) {
+	if c.read.Snapshot != nil {
+		s := c.read.Snapshot()
+		ch <- gauge(snapshotVersionDesc, float64(s.Version))
+		ch <- gauge(snapshotAgeDesc, c.since(s.Built))
+		ch <- gauge(snapshotSizeDesc, float64(s.Services), "service")
+		ch <- gauge(snapshotSizeDesc, float64(s.Endpoints), "endpoint")
+		ch <- gauge(snapshotSizeDesc, float64(s.Workloads), "workload")
+		ch <- gauge(snapshotSizeDesc, float64(s.Policies), "policy")
+	}
+	if c.read.Sources != nil {
+		for _, s := range c.read.Sources() {
+			ch <- gauge(sourceReadyDesc, flag(s.Ready), s.Name)
+			ch <- gauge(sourceStaleDesc, flag(s.Stale), s.Name)
+			ch <- gauge(sourceSinceDesc, c.since(s.Since), s.Name)
+		}
+	}
+}
+
+func (c readingCollector) collectProxy(ch chan<- prometheus.Metric) {
+	if c.read.Pool != nil {
+		for _, p := range c.read.Pool() {
+			ch <- gauge(poolConnsDesc, float64(p.Connections), p.Transport, string(p.Role))
+			ch <- gauge(poolStreamsDesc, float64(p.Streams), p.Transport, string(p.Role))
+			ch <- gauge(poolShakingDesc, float64(p.Handshaking), p.Transport, string(p.Role))
+		}
+	}
+	if c.read.Loops != nil {
+		for _, l := range c.read.Loops() {
+			name := formatInt(l.Loop)
+			ch <- counter(loopTurnsDesc, float64(l.Turns), name)
+			ch <- gauge(loopLagDesc, l.Lag.Seconds(), name)
+			ch <- gauge(loopFDsDesc, float64(l.Descriptors), name)
+		}
+	}
+	if c.read.Leaves != nil {
+		for _, l := range c.read.Leaves() {
+			ch <- gauge(leafExpiryDesc, float64(l.NotAfter.Unix()), l.Workload)
+		}
+	}
+}
+
+func (c readingCollector) collectCapture(ch chan<- prometheus.Metric) {
+	if c.read.Capture == nil {
+		return
+	}
+	r, err := c.read.Capture()
+	ch <- gauge(captureUpDesc, flag(err == nil))
+	if err != nil {
+		// The other figures are worth serving without these.
+		c.log.Error("read capture's counters", "error", err)
+		return
+	}
+	ch <- counter(capturedDesc, float64(r.Captured))
+	ch <- counter(passthroughDesc, float64(r.Passthrough))
+	for why, n := range r.Refused {
+		ch <- counter(captureRefusedDesc, float64(n), why)
+	}
+	ch <- gauge(captureFlowsDesc, float64(r.Flows))
+	ch <- gauge(captureBeatDesc, r.HeartbeatAge.Seconds())
+	for _, d := range r.Destinations {
+		ch <- counter(captureDestDesc, float64(d.Connections), d.Workload, d.Service)
+	}
+}
+
+// since is zero for what never happened.
+func (c readingCollector) since(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return c.now().Sub(t).Seconds()
+}
+
+func counter(d *prometheus.Desc, v float64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+}
+
+func gauge(d *prometheus.Desc, v float64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func formatInt(n int) string { return strconv.Itoa(n) }
