@@ -85,7 +85,7 @@ func sorted[T any](before, list []*T, compare func(a, b *T) int, drop func(kept,
 	if drop == nil {
 		return list
 	}
-	return slices.CompactFunc(list, func(kept, next *T) bool {
+	return slices.CompactFunc(list, func(next, kept *T) bool {
 		if compare(kept, next) != 0 {
 			return false
 		}
