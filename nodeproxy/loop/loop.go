@@ -153,7 +153,7 @@ func (l *Loop) Close() {
 	if l.inbox.close() {
 		return // Run sees it and tidies up
 	}
-	l.release()
+	l.shutdown() // Run was never called, and will not turn the loop any more
 }
 
 // Done is closed when the loop has stopped and holds no descriptor any more.
