@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+)
+
+// Request is a connection as its destination sees it.
+type Request struct {
+	// Identity is the verified identity of the peer; zero for plaintext.
+	Identity spiffeid.ID
+	// Source is the true address of the client.
+	Source netip.AddrPort
+	// Services are those that the dialled address and port serve.
+	Services []mesh.Name
+	Workload mesh.Name
+	// Port is the workload's, not the service's.
+	Port uint16
+}
+
+// Reason says which step of the rule decided. It is fit for a metric label.
+type Reason string
+
+// The reasons of a decision.
+const (
+	ReasonDenied         Reason = "denied_by_policy"
+	ReasonAllowed        Reason = "allowed_by_policy"
+	ReasonNotAllowed     Reason = "no_allow_policy_matches"
+	ReasonDefaultAllowed Reason = "allowed_by_default"
+	ReasonDefaultDenied  Reason = "denied_by_default"
+	// ReasonAuditOnly allows what would have been denied, because nothing is
+	// enforced.
+	ReasonAuditOnly Reason = "audit_only"
+)
+
+// Verdict is a decision's cause: the policy, unless no policy decided, and the
+// step of the rule.
+type Verdict struct {
+	Policy string `json:"policy,omitempty"`
+	Reason Reason `json:"reason"`
+}
+
+// Decision is what becomes of a request.
+type Decision struct {
+	Allowed bool `json:"allowed"`
+	Verdict
+	// Audited is set when audit-only changed the outcome; Audit then tells
+	// what would have made it the opposite of Allowed.
+	Audited bool    `json:"audited"`
+	Audit   Verdict `json:"audit,omitzero"`
+}
+
+// Engine holds compiled policies. It is immutable: one engine may serve any
+// number of goroutines, and a change of policy is a new engine.
+type Engine struct {
+	defaults mesh.PolicyDefaults
+	policies []*mesh.Policy
+	names    []string // of policies, by index
+	enforced ruleset
+	audit    ruleset
+	audited  bool // audit holds rules
+}
+
+// Compile indexes the policies. Of several policies that decide alike, the
+// first in the given order is the one that a Decision names.
+func Compile(defaults mesh.PolicyDefaults, policies []*mesh.Policy) *Engine {
+	e := &Engine{
+		defaults: defaults,
+		policies: slices.Clone(policies),
+		names:    make([]string, len(policies)),
+	}
+	for i, p := range policies {
+		e.names[i] = p.String()
+		rules := &e.enforced
+		if p.Audit {
+			rules, e.audited = &e.audit, true
+		}
+		rules.add(int32(i), p)
+	}
+	return e
+}
+
+// Len is the number of policies.
+func (e *Engine) Len() int { return len(e.policies) }
+
+// Decide applies the rule of the package documentation. It does not allocate;
+// when policies change, the caller asks the new engine about every open
+// connection.
+func (e *Engine) Decide(r Request) Decision {
+	q := newQuery(&r)
+	found := noHits
+	e.enforced.find(&q, &found)
+	d := e.conclude(found)
+	wouldBe := d
+	if e.audited {
+		e.audit.find(&q, &found)
+		wouldBe = e.conclude(found)
+	}
+	return applyAudit(e.defaults.Audit, d, wouldBe)
+}
+
+// conclude applies the four steps to the policies found.
+func (e *Engine) conclude(h hits) Decision {
+	switch {
+	case h.deny != none:
+		return Decision{Verdict: Verdict{Policy: e.names[h.deny], Reason: ReasonDenied}}
+	case h.allow != none:
+		return Decision{Allowed: true, Verdict: Verdict{Policy: e.names[h.allow], Reason: ReasonAllowed}}
+	case h.selected:
+		return Decision{Verdict: Verdict{Reason: ReasonNotAllowed}}
+	case e.defaults.Default == mesh.ActionAllow:
+		return Decision{Allowed: true, Verdict: Verdict{Reason: ReasonDefaultAllowed}}
+	default:
+		return Decision{Verdict: Verdict{Reason: ReasonDefaultDenied}}
+	}
+}
+
+// applyAudit merges the enforced decision with the one that would be made if
+// nothing were audit-only.
+func applyAudit(global bool, d, wouldBe Decision) Decision {
+	if global && !d.Allowed {
+		d = Decision{Allowed: true, Verdict: Verdict{Reason: ReasonAuditOnly}}
+	}
+	if wouldBe.Allowed != d.Allowed {
+		d.Audited, d.Audit = true, wouldBe.Verdict
+	}
+	return d
+}

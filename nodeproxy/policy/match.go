@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+)
+
+// query is a request with what matching needs worked out once.
+type query struct {
+	*Request
+	source      netip.Addr // unmapped, without zone; invalid when unknown
+	identified  bool
+	namespace   string
+	trustDomain string
+	workload    mesh.Name
+}
+
+func newQuery(r *Request) query {
+	q := query{
+		Request:    r,
+		source:     plainAddr(r.Source.Addr()),
+		identified: !r.Identity.IsZero(),
+		workload:   fullName(r.Workload),
+	}
+	if q.identified {
+		q.namespace = identityNamespace(r.Identity)
+		q.trustDomain = r.Identity.TrustDomain().Name()
+	}
+	return q
+}
+
+// serves reports whether the request's destination serves the service.
+func (q *query) serves(service mesh.Name) bool {
+	for _, s := range q.Services {
+		if fullName(s) == service {
+			return true
+		}
+	}
+	return false
+}
+
+// sourceRule is one entry of a policy's From. The zero value matches every
+// source.
+type sourceRule struct {
+	identity    spiffeid.ID
+	prefix      string
+	namespace   string
+	trustDomain string
+	anyIdentity bool
+	cidr        netip.Prefix
+}
+
+func newSourceRule(s mesh.PolicySource) sourceRule {
+	return sourceRule{
+		identity:    s.Identity,
+		prefix:      s.IdentityPrefix,
+		namespace:   s.Namespace,
+		trustDomain: strings.TrimPrefix(s.TrustDomain, "spiffe://"),
+		anyIdentity: s.AnyIdentity,
+		cidr:        plainPrefix(s.CIDR),
+	}
+}
+
+// namesIdentity reports whether the rule is about certain identities.
+func (s *sourceRule) namesIdentity() bool {
+	return !s.identity.IsZero() || s.prefix != "" || s.namespace != "" || s.trustDomain != ""
+}
+
+// matches reports whether the query's source is the rule's; unknown is what a
+// fact counts as that the query does not have.
+func (s *sourceRule) matches(q *query, unknown bool) bool {
+	if s.cidr.IsValid() {
+		if !q.source.IsValid() && !unknown || q.source.IsValid() && !s.cidr.Contains(q.source) {
+			return false
+		}
+	}
+	if !q.identified {
+		return unknown || !s.anyIdentity && !s.namesIdentity()
+	}
+	return (s.identity.IsZero() || s.identity == q.Identity) &&
+		(s.prefix == "" || hasIdentityPrefix(q.Identity.String(), s.prefix)) &&
+		(s.namespace == "" || s.namespace == q.namespace) &&
+		(s.trustDomain == "" || s.trustDomain == q.trustDomain)
+}
+
+// targetRule is one entry of a policy's To. The zero value matches every
+// destination.
+type targetRule struct {
+	service, workload mesh.Name
+	ports             []uint16
+}
+
+func newTargetRule(t mesh.PolicyTarget) targetRule {
+	return targetRule{service: fullName(t.Service), workload: fullName(t.Workload), ports: t.Ports}
+}
+
+// matches reports whether the query goes to the target, port included.
+func (t *targetRule) matches(q *query) bool {
+	return (t.workload == mesh.Name{} || t.workload == q.workload) &&
+		(t.service == mesh.Name{} || q.serves(t.service)) &&
+		(len(t.ports) == 0 || slices.Contains(t.ports, q.Port))
+}
+
+// fullName makes names comparable: no namespace is the default one.
+func fullName(n mesh.Name) mesh.Name {
+	if n.Namespace == "" && n.Name != "" {
+		n.Namespace = mesh.DefaultNamespace
+	}
+	return n
+}
+
+// hasIdentityPrefix reports whether prefix ends at a path segment of id.
+func hasIdentityPrefix(id, prefix string) bool {
+	return strings.HasPrefix(id, prefix) &&
+		(len(id) == len(prefix) || strings.HasSuffix(prefix, "/") || id[len(prefix)] == '/')
+}
+
+// identityNamespace returns the namespace of "/ns/<namespace>[/...]", the form
+// of Kubernetes, Consul and this mesh alike, or "".
+func identityNamespace(id spiffeid.ID) string {
+	rest, ok := strings.CutPrefix(id.Path(), "/ns/")
+	if !ok {
+		return ""
+	}
+	namespace, _, _ := strings.Cut(rest, "/")
+	return namespace
+}
+
+// plainAddr makes an IPv4-mapped address an IPv4 one and drops the zone, which
+// netip.Prefix.Contains would not match.
+func plainAddr(a netip.Addr) netip.Addr {
+	return a.Unmap().WithZone("")
+}
+
+func plainPrefix(p netip.Prefix) netip.Prefix {
+	if p.IsValid() && p.Addr().Is4In6() && p.Bits() >= 96 {
+		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).Masked()
+	}
+	return p.Masked()
+}
