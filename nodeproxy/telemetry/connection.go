@@ -39,7 +39,7 @@ func (s *Shard) Open(c *Connection, r Record) {
 	s.live.push(c)
 	s.mu.Unlock()
 	if m.watchers.any() {
-		m.watchers.send(Event{Kind: EventOpened, Connection: c.View()})
+		m.watchers.send(Event{Kind: EventOpened, Time: c.opened, Connection: c.View()})
 	}
 }
 
@@ -79,7 +79,7 @@ func (c *Connection) Close(r reason.Reason, detail string) {
 		m.ended(c.record.Direction, r)
 	}
 	if m.watchers.any() {
-		m.watchers.send(Event{Kind: EventClosed, Connection: c.View(), Reason: r, Detail: detail})
+		m.watchers.send(Event{Kind: EventClosed, Time: m.now(), Connection: c.View(), Reason: r, Detail: detail})
 	}
 	if m.accessLog != nil {
 		now := m.now()

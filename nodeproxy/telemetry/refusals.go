@@ -19,8 +19,9 @@ func (m *Metrics) Refused(r Record, why reason.Reason, detail string) {
 		source: r.Source, destination: r.Destination, service: r.Service,
 	}).Add(1)
 	if m.watchers.any() {
+		now := m.now()
 		m.watchers.send(Event{
-			Kind: EventRefused, Connection: View{Record: r, Opened: m.now()}, Reason: why, Detail: detail,
+			Kind: EventRefused, Time: now, Connection: View{Record: r, Opened: now}, Reason: why, Detail: detail,
 		})
 	}
 	if m.accessLog != nil {

@@ -5,6 +5,7 @@ package telemetry
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 )
@@ -23,6 +24,7 @@ const (
 // an ID nor bytes.
 type Event struct {
 	Kind       EventKind
+	Time       time.Time
 	Connection View
 	Reason     reason.Reason
 	Detail     string

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import "time"
+
+// Setting is a key of the configuration as it is in force.
+type Setting struct {
+	Key string `json:"key"`
+	// Value is what YAML would hold; secrets are replaced.
+	Value any `json:"value"`
+	// Origin is where it was set: "default", a file, a variable or a flag.
+	Origin string `json:"origin"`
+}
+
+// Config is the configuration in force.
+type Config struct {
+	File     string    `json:"file"`
+	LoadedAt time.Time `json:"loadedAt"`
+	Settings []Setting `json:"settings"`
+}
+
+// CA is what the node trusts, and what it can issue.
+type CA struct {
+	Provider    string `json:"provider"`
+	TrustDomain string `json:"trustDomain"`
+	Roots       []Root `json:"roots"`
+	Leaves      []Leaf `json:"leaves,omitempty"`
+}
+
+// Root is a root of the trust bundle.
+type Root struct {
+	Subject     string    `json:"subject"`
+	Fingerprint string    `json:"fingerprint"` // SHA-256 of the certificate, in hex
+	NotBefore   time.Time `json:"notBefore"`
+	NotAfter    time.Time `json:"notAfter"`
+	Signing     bool      `json:"signing,omitempty"` // new leaves come from it
+	PEM         string    `json:"pem,omitempty"`
+}
+
+// Leaf is a leaf in use.
+type Leaf struct {
+	Workload  string    `json:"workload"`
+	Identity  string    `json:"identity"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// Bypass takes a workload out of the mesh, or back into it.
+type Bypass struct {
+	Workload string `json:"workload"`
+	Bypass   bool   `json:"bypass"`
+}
+
+// Reload is what a reload did.
+type Reload struct {
+	// Changed are the keys that changed and are in force now.
+	Changed []string `json:"changed"`
+	// RestartNeeded are the keys that changed and take effect after a
+	// restart.
+	RestartNeeded []string `json:"restartNeeded,omitempty"`
+}
+
+// LogLevel is the level of the node's log.
+type LogLevel struct {
+	Level string `json:"level"` // debug, info, warn or error
+}
+
+// Drain says how a drain is going.
+type Drain struct {
+	Active   int       `json:"active"` // connections that are still open
+	Deadline time.Time `json:"deadline"`
+}
+
+// Kind says what sort of error the answer is.
+type Kind string
+
+// The kinds of errors.
+const (
+	KindInvalid     Kind = "invalid"   // the question makes no sense
+	KindNotFound    Kind = "not_found" // no such workload or service
+	KindConflict    Kind = "conflict"  // not in this state
+	KindForbidden   Kind = "forbidden"
+	KindUnsupported Kind = "unsupported"
+	KindInternal    Kind = "internal"
+)
+
+// Error is the answer when something is wrong. A Node returns one to choose
+// its kind.
+type Error struct {
+	Kind    Kind   `json:"kind"`
+	Message string `json:"message"`
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Message }

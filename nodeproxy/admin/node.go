@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"context"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+)
+
+// Node answers for the node. Its methods may be called from any goroutine, and
+// must not wait for the data path. An *api.Error chooses the answer's kind,
+// any other error is an internal one.
+type Node interface {
+	Health
+	Status(ctx context.Context) (api.Status, error)
+	Services(ctx context.Context) ([]api.Service, error)
+	Workloads(ctx context.Context) ([]api.Workload, error)
+	ExplainPolicy(ctx context.Context, q api.PolicyQuery) (api.PolicyExplanation, error)
+	// Config has no secrets in it.
+	Config(ctx context.Context) (api.Config, error)
+	CA(ctx context.Context) (api.CA, error)
+	// SetBypass lasts until it is set again, or until the node restarts.
+	SetBypass(ctx context.Context, b api.Bypass) error
+	// Reload changes nothing when it returns an error.
+	Reload(ctx context.Context) (api.Reload, error)
+	// Drain begins a drain and returns at once; a second call only reports.
+	Drain(ctx context.Context) (api.Drain, error)
+}
+
+// Health says what probes ask for.
+type Health interface {
+	// Ready is nil when the node can serve: the listeners are open, capture
+	// is in force, a snapshot is there.
+	Ready() error
+	// Live is nil as long as a restart would not help: the loops turn.
+	Live() error
+}
