@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type CaptureAddress struct {
+	_    structs.HostLayout
+	Ip   [4]uint32
+	Port uint16
+	Pad  uint16
+}
+
 type CaptureCidrExclusion struct {
 	_         structs.HostLayout
 	Prefixlen uint32
@@ -40,23 +47,13 @@ type CaptureDestination struct {
 	_       structs.HostLayout
 	Service uint32
 	Pad     uint32
-	Direct  struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
+	Direct  CaptureAddress
 }
 
 type CaptureDestinationKey struct {
 	_        structs.HostLayout
 	Workload uint32
-	Address  struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
+	Address  CaptureAddress
 }
 
 type CaptureDirection uint32
@@ -74,6 +71,8 @@ type CaptureEnrolling struct {
 	Template CaptureUnitKey
 	At       uint32
 	Dot      uint32
+	_        [4]byte
+	Last     uint64
 }
 
 type CaptureEvent struct {
@@ -110,13 +109,8 @@ type CaptureFlow struct {
 	Service  uint32
 	Device   uint32
 	Flags    CaptureFlowFlags
-	Address  struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
-	Pad uint32
+	Address  CaptureAddress
+	Pad      uint32
 }
 
 type CaptureFlowFlags uint32
@@ -130,18 +124,13 @@ const (
 type CaptureFlowKey struct {
 	_      structs.HostLayout
 	Netns  uint64
-	Client struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
-	Local struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
+	Client CaptureAddress
+	Local  CaptureAddress
+}
+
+type CaptureName struct {
+	_     structs.HostLayout
+	Bytes [320]uint8
 }
 
 type CaptureNode struct {
@@ -155,7 +144,8 @@ type CaptureNode struct {
 	MtlsPort         uint16
 	DnsPort          uint16
 	HasUsers         uint8
-	Pad              [5]uint8
+	Pad              uint8
+	LastId           uint32
 	Levels           [32]uint8
 }
 
@@ -199,13 +189,8 @@ const (
 type CapturePortKey struct {
 	_       structs.HostLayout
 	Netns   uint64
-	Address struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
-	Pad uint32
+	Address CaptureAddress
+	Pad     uint32
 }
 
 type CaptureReason uint32
@@ -232,6 +217,7 @@ type CaptureRejectionKey struct {
 type CaptureRule struct {
 	_        structs.HostLayout
 	Workload uint32
+	Level    uint32
 }
 
 type CaptureRuleKey struct {
@@ -246,12 +232,7 @@ type CaptureSocket struct {
 	Workload uint32
 	Service  uint32
 	Device   uint32
-	Address  struct {
-		_    structs.HostLayout
-		Ip   [4]uint32
-		Port uint16
-		Pad  uint16
-	}
+	Address  CaptureAddress
 }
 
 type CaptureSocketFlags uint32
@@ -303,6 +284,7 @@ const (
 	CaptureMapEvents           = "events"
 	CaptureMapFlows            = "flows"
 	CaptureMapInboundListeners = "inbound_listeners"
+	CaptureMapNames            = "names"
 	CaptureMapNamespaces       = "namespaces"
 	CaptureMapNamespacesSeen   = "namespaces_seen"
 	CaptureMapNode             = "node"
@@ -405,6 +387,7 @@ type CaptureMapSpecs struct {
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
+	Names            *ebpf.MapSpec `ebpf:"names"`
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
 	Node             *ebpf.MapSpec `ebpf:"node"`
@@ -459,6 +442,7 @@ type CaptureMaps struct {
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
+	Names            *ebpf.Map `ebpf:"names"`
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
 	Node             *ebpf.Map `ebpf:"node"`
@@ -484,6 +468,7 @@ func (m *CaptureMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.InboundListeners,
+		m.Names,
 		m.Namespaces,
 		m.NamespacesSeen,
 		m.Node,

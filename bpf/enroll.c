@@ -6,9 +6,10 @@
  * tracepoint before kernfs_activate).
  *
  * Selected by path, exact or by prefix; or by the name of a systemd unit, which
- * counts only where systemd itself puts units: below nothing but slices. A
+ * counts only where systemd itself puts units: not below a service or scope. A
  * user's delegated subtree (user@1000.service/…) could otherwise take any
- * workload's identity by naming a directory after it.
+ * workload's identity by naming a directory after it. sockmap/rules.go decides
+ * in the same way for cgroups that exist already.
  */
 #include "meshproxy.h"
 
@@ -24,6 +25,7 @@ struct enrolling {
 	struct unit_key unit;
 	struct unit_key template;
 	__u32 at, dot; /* in unit: of the template's mark, of the last dot */
+	__u64 last;    /* bytes before the current one in path */
 };
 
 struct {
@@ -33,26 +35,34 @@ struct {
 	__type(value, struct enrolling);
 } enrolling SEC(".maps");
 
-/* Whether every directory between the root and the last one is a slice. */
-INLINE int below_slices(const struct enrolling *e, __u32 length)
+/* Whether a directory between the root and the last one is a unit that can be
+ * delegated to somebody. The bytes seen live in memory: in a register the
+ * verifier would follow every combination. */
+INLINE int below_unit(struct enrolling *e, __u32 length)
 {
-	const __u64 slice = 0x2e736c696365; /* ".slice" */
+	const __u64 service = 0x2e73657276696365; /* ".service" */
+	const __u64 scope = 0x2e73636f7065;       /* ".scope" */
 	const __u8 *path = e->rule.path;
-	__u64 last = 0;
+	volatile __u64 *last = &e->last;
 
 	if (length > PATH_READ)
-		return 0;
+		return 1;
+	*last = 0;
 	for (__u32 i = 0; i < PATH_READ; i++) {
 		__u8 c;
 
 		if (i >= length)
 			break;
 		c = i < RULE_PATH ? path[i & (RULE_PATH - 1)] : e->rest[i & (RULE_PATH - 1)];
-		if (c == '/' && i > root_length && (last & 0xffffffffffff) != slice)
-			return 0;
-		last = last << 8 | c;
+		if (c == '/' && i > root_length) {
+			__u64 name = *last;
+
+			if (name == service || (name & 0xffffffffffff) == scope)
+				return 1;
+		}
+		*last = *last << 8 | c;
 	}
-	return 1;
+	return 0;
 }
 
 /* "web@one.service" to "web@*.service". The positions live in memory: as
@@ -75,7 +85,7 @@ INLINE int make_template(struct enrolling *e)
 			*dot = i;
 		}
 	}
-	if (!*at || !*dot)
+	if (!*at || *dot <= *at + 1) /* an instance is never empty */
 		return 0;
 	e->template.name[(*at + 1) & (UNIT_NAME - 1)] = '*';
 	for (__u32 i = 0; i < 16; i++) { /* ".automount" is the longest suffix */
@@ -97,7 +107,7 @@ INLINE __u32 match_unit(struct enrolling *e, struct kernfs_node *kn, __u32 lengt
 	r = bpf_map_lookup_elem(&units, &e->unit);
 	if (!r && make_template(e))
 		r = bpf_map_lookup_elem(&units, &e->template);
-	return r && below_slices(e, length) ? r->workload : 0;
+	return r && !below_unit(e, length) ? r->workload : 0;
 }
 
 INLINE void announce(__u32 kind, __u32 workload, __u64 id)
@@ -128,8 +138,7 @@ int enroll(struct bpf_raw_tracepoint_args *ctx)
 	struct enrolling *e;
 	struct node *n;
 	struct rule *r;
-	__u32 zero = 0, workload;
-	int level;
+	__u32 zero = 0, workload, level;
 	long length;
 	__u64 id;
 
@@ -146,7 +155,7 @@ int enroll(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (read_field(kn, cgroup->kn) || read_field(id, kn->id) || read_field(level, cgroup->level))
 		return 0;
-	workload = r->workload;
+	workload = r->level == level ? r->workload : 0;
 	if (!workload)
 		workload = match_unit(e, kn, length - 1);
 	if (!workload)

@@ -24,6 +24,7 @@ const (
 	InboundMapEvents             = "events"
 	InboundMapFlows              = "flows"
 	InboundMapInboundListeners   = "inbound_listeners"
+	InboundMapNames              = "names"
 	InboundMapNamespaces         = "namespaces"
 	InboundMapNamespacesSeen     = "namespaces_seen"
 	InboundMapNode               = "node"
@@ -101,6 +102,7 @@ type InboundMapSpecs struct {
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
+	Names            *ebpf.MapSpec `ebpf:"names"`
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
 	Node             *ebpf.MapSpec `ebpf:"node"`
@@ -154,6 +156,7 @@ type InboundMaps struct {
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
+	Names            *ebpf.Map `ebpf:"names"`
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
 	Node             *ebpf.Map `ebpf:"node"`
@@ -178,6 +181,7 @@ func (m *InboundMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.InboundListeners,
+		m.Names,
 		m.Namespaces,
 		m.NamespacesSeen,
 		m.Node,

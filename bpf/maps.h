@@ -14,6 +14,7 @@
 	} name SEC(".maps")
 
 /* Written by user space. */
+MAP(names, BPF_MAP_TYPE_HASH, 65536, struct name, __u32, BPF_F_NO_PREALLOC);
 MAP(workloads, BPF_MAP_TYPE_HASH, 16384, __u32, struct workload, BPF_F_NO_PREALLOC);
 MAP(users, BPF_MAP_TYPE_HASH, 4096, __u32, __u32, BPF_F_NO_PREALLOC);
 MAP(rules, BPF_MAP_TYPE_LPM_TRIE, 32768, struct rule_key, struct rule, BPF_F_NO_PREALLOC);
@@ -28,7 +29,7 @@ MAP(inbound_listeners, BPF_MAP_TYPE_SOCKHASH, 16384, __u64, __u64, 0);
 MAP(node, BPF_MAP_TYPE_ARRAY, 1, __u32, struct node, BPF_F_MMAPABLE);
 MAP(cgroups, BPF_MAP_TYPE_HASH, 65536, __u64, __u32, BPF_F_NO_PREALLOC);
 MAP(ports, BPF_MAP_TYPE_HASH, 65536, struct port_key, struct port, BPF_F_NO_PREALLOC);
-MAP(port_filter, BPF_MAP_TYPE_ARRAY, 1024, __u32, struct port_filter, 0);
+MAP(port_filter, BPF_MAP_TYPE_ARRAY, 1024, __u32, struct port_filter, BPF_F_MMAPABLE);
 /* The size is the node's configuration. */
 MAP(flows, BPF_MAP_TYPE_HASH, 65536, struct flow_key, struct flow, BPF_F_NO_PREALLOC);
 MAP(sockets, BPF_MAP_TYPE_SK_STORAGE, 0, int, struct socket, BPF_F_NO_PREALLOC);

@@ -12,6 +12,7 @@
 #define MAX_LEVELS 32 /* depth of cgroups */
 #define RULE_PATH 256 /* LPM_DATA_SIZE_MAX */
 #define UNIT_NAME 256 /* NAME_MAX + 1 */
+#define NAME_LENGTH 320
 
 /* An address and port. IPv4 is kept in its IPv4-mapped form, so that a socket
  * of either family names a destination in the same way. */
@@ -33,7 +34,8 @@ struct node {
 	__u16 mtls_port;
 	__u16 dns_port;
 	__u8 has_users; /* some workload is selected by uid */
-	__u8 pad[5];
+	__u8 pad;
+	__u32 last_id; /* of workloads and services, never given twice */
 	/* levels[n] is set when a cgroup of depth n is enrolled; bytes, because
 	 * a bit could not be set without losing another CPU's. */
 	__u8 levels[MAX_LEVELS];
@@ -154,6 +156,12 @@ struct rule_key {
  * below the root of the capture. */
 struct rule {
 	__u32 workload;
+	__u32 level; /* the depth of the cgroups that it names; those below inherit */
+};
+
+/* "workload/" or "service/", then "namespace/name". */
+struct name {
+	__u8 bytes[NAME_LENGTH];
 };
 
 struct unit_key {

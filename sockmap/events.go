@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/meshproxy/meshproxy/bpf"
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/sockmap/cgroup"
+)
+
+// Event is something that happened in the kernel: a *NetNSSeen, *Refused,
+// *CgroupEnrolled or *CgroupGone.
+type Event interface{ event() }
+
+// NetNSSeen means that a workload was refused because its network namespace has
+// none of the proxy's listeners. The process may be gone by now.
+type NetNSSeen struct {
+	NetNS    uint64 // cookie
+	Workload mesh.Name
+	PID      int // 0: this kernel doesn't tell
+	Cgroup   uint64
+}
+
+// Refused is a connection that was refused in the kernel.
+type Refused struct {
+	Workload mesh.Name
+	Reason   Reason
+	// Address is where an outbound connection wanted to go, or where an
+	// inbound one came from.
+	Address netip.AddrPort
+	NetNS   uint64
+	PID     int    // 0 for inbound, or when this kernel doesn't tell
+	Cgroup  uint64 // 0 for inbound
+}
+
+// CgroupEnrolled means that a new cgroup belongs to a workload.
+type CgroupEnrolled struct {
+	ID       uint64
+	Workload mesh.Name
+	Path     string // within the hierarchy; "" when it is gone already
+}
+
+// CgroupGone means that a cgroup of a workload was removed.
+type CgroupGone struct {
+	ID       uint64
+	Workload mesh.Name
+}
+
+func (*NetNSSeen) event()      {}
+func (*Refused) event()        {}
+func (*CgroupEnrolled) event() {}
+func (*CgroupGone) event()     {}
+
+// Events returns the channel of what happens in the kernel. It is to be read:
+// while it is full the kernel keeps a few thousand events and counts the rest
+// as lost. It is closed by Close.
+func (c *Capture) Events() <-chan Event { return c.events }
+
+// background is the goroutines of a Capture.
+type background struct {
+	reader *ringbuf.Reader
+	done   chan struct{}
+	wg     sync.WaitGroup
+}
+
+const sweepInterval = 5 * time.Second
+
+func (c *Capture) startBackground() (*background, error) {
+	reader, err := ringbuf.NewReader(c.kernel.maps[bpf.CaptureMapEvents])
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	b := &background{reader: reader, done: make(chan struct{})}
+	b.wg.Go(func() { c.readEvents(b) })
+	b.wg.Go(func() { c.sweep(b) })
+	return b, nil
+}
+
+func (b *background) stop() {
+	close(b.done)
+	b.reader.Close()
+	b.wg.Wait()
+}
+
+func (c *Capture) sweep(b *background) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.done:
+			return
+		case <-tick.C:
+			if err := c.sweepFlows(); err != nil {
+				c.log.Error("sweep flows", "error", err)
+			}
+		}
+	}
+}
+
+func (c *Capture) readEvents(b *background) {
+	defer close(c.events)
+	var record ringbuf.Record
+	for {
+		err := b.reader.ReadInto(&record)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		if err != nil {
+			c.log.Error("read events", "error", err)
+			return
+		}
+		var raw bpf.CaptureEvent
+		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &raw); err != nil {
+			c.log.Error("decode event", "error", err)
+			continue
+		}
+		select {
+		case c.events <- c.event(&raw):
+		case <-b.done:
+			return
+		}
+	}
+}
+
+func (c *Capture) event(raw *bpf.CaptureEvent) Event {
+	workload := c.names.name(raw.Workload)
+	switch bpf.CaptureEventKind(raw.Kind) {
+	case bpf.CaptureEventKindEVENT_NETNS_SEEN:
+		return &NetNSSeen{NetNS: raw.Netns, Workload: workload, PID: int(raw.Pid), Cgroup: raw.Cgroup}
+	case bpf.CaptureEventKindEVENT_ENROLLED:
+		path, err := cgroup.Path(raw.Cgroup)
+		if err != nil {
+			path = "" // removed since
+		}
+		return &CgroupEnrolled{ID: raw.Cgroup, Workload: workload, Path: path}
+	case bpf.CaptureEventKindEVENT_GONE:
+		return &CgroupGone{ID: raw.Cgroup, Workload: workload}
+	default:
+		return &Refused{
+			Workload: workload,
+			Reason:   Reason(raw.Reason),
+			Address:  fromAddress(bpf.CaptureAddress(raw.Address)),
+			NetNS:    raw.Netns,
+			PID:      int(raw.Pid),
+			Cgroup:   raw.Cgroup,
+		}
+	}
+}

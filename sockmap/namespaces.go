@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/bpf"
+	"github.com/meshproxy/meshproxy/sockmap/netns"
+)
+
+// namespace is a network namespace in which the proxy has listeners and
+// sk_lookup guards the workloads' ports.
+type namespace struct {
+	// fd is nil for a namespace that an earlier process attached and this one
+	// has not: guarded, but without listeners.
+	fd *os.File
+}
+
+func (n *namespace) close() {
+	if n.fd != nil {
+		n.fd.Close()
+	}
+}
+
+const netnsPin = "netns-"
+
+func (c *Capture) netnsPath(cookie uint64) string {
+	return filepath.Join(linksDir(c.kernel.dir), netnsPin+strconv.FormatUint(cookie, 10))
+}
+
+// AttachNetNS makes a network namespace part of the mesh: workloads in it are
+// captured from now on, so its outbound and DNS listeners should exist; their
+// ports of the proxy are taken for the proxy, and ports of workloads are
+// guarded. It returns the namespace's cookie, the same one every time. The
+// descriptor stays the caller's. The namespace lives until DetachNetNS or
+// Close, even if its processes don't.
+func (c *Capture) AttachNetNS(nsFD int) (uint64, error) {
+	cookie, err := netns.Cookie(nsFD)
+	if err != nil {
+		return 0, fmt.Errorf("read namespace cookie: %w", err)
+	}
+	fd, err := unix.FcntlInt(uintptr(nsFD), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("keep namespace: %w", err)
+	}
+	ns := &namespace{fd: os.NewFile(uintptr(fd), "netns")}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		ns.close()
+		return 0, ErrClosed
+	}
+	if err := c.guard(fd, cookie); err != nil {
+		ns.close()
+		return 0, err
+	}
+	if old := c.namespaces[cookie]; old != nil {
+		old.close()
+	}
+	c.namespaces[cookie] = ns
+	if err := c.kernel.maps[bpf.CaptureMapNamespaces].Update(cookie, uint32(1), ebpf.UpdateAny); err != nil {
+		return 0, fmt.Errorf("register namespace: %w", err)
+	}
+	// Who listened there before was never seen.
+	return cookie, c.reconcilePorts(c.declared)
+}
+
+// guard attaches sk_lookup in the namespace, or brings what is attached there
+// up to date.
+func (c *Capture) guard(fd int, cookie uint64) error {
+	program, err := c.loadInbound(cookie)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	path := c.netnsPath(cookie)
+	old, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		defer old.Close()
+		switch err := old.Update(program); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.ENOLINK):
+			return fmt.Errorf("update link of namespace: %w", err)
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("load link of namespace: %w", err)
+	}
+	l, err := link.AttachNetNs(fd, program)
+	if err != nil {
+		return fmt.Errorf("attach to namespace: %w", err)
+	}
+	defer l.Close()
+	return replacePin(l, path)
+}
+
+// loadInbound loads the program for one namespace: sk_lookup's context doesn't
+// tell where it runs.
+func (c *Capture) loadInbound(cookie uint64) (*ebpf.Program, error) {
+	spec, err := bpf.LoadInbound()
+	if err != nil {
+		return nil, fmt.Errorf("read inbound program: %w", err)
+	}
+	err = setConstants(spec, map[string]any{
+		"netns":                cookie,
+		"have_ingress_ifindex": hasIngressIfindex(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	replacements := make(map[string]*ebpf.Map)
+	for name, ms := range spec.Maps {
+		if m := c.kernel.maps[name]; m != nil {
+			ms.MaxEntries = m.MaxEntries()
+			replacements[name] = m
+		}
+	}
+	var objs struct {
+		Inbound *ebpf.Program `ebpf:"inbound"`
+	}
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
+		return nil, fmt.Errorf("load inbound program: %w", err)
+	}
+	return objs.Inbound, nil
+}
+
+// hasIngressIfindex tells whether sk_lookup's context has ingress_ifindex
+// (5.17, f89315650ba3): the field is checked against the kernel's own type.
+func hasIngressIfindex() uint8 {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return 0
+	}
+	var ctx *btf.Struct
+	if err := kernel.TypeByName("bpf_sk_lookup", &ctx); err != nil {
+		// The context's type need not be in BTF: go by version.
+		v, err := features.LinuxVersionCode()
+		if err == nil && v >= 5<<16|17<<8 {
+			return 1
+		}
+		return 0
+	}
+	for _, m := range ctx.Members {
+		if m.Name == "ingress_ifindex" {
+			return 1
+		}
+	}
+	return 0
+}
+
+// DetachNetNS takes a namespace out of the mesh: workloads in it are refused
+// what leads into the mesh. It returns ErrUnknownNetNS for one that is not
+// attached.
+func (c *Capture) DetachNetNS(cookie uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	ns := c.namespaces[cookie]
+	if ns == nil {
+		return ErrUnknownNetNS
+	}
+	return c.forget(cookie)
+}
+
+func (c *Capture) forget(cookie uint64) error {
+	maps := c.kernel.maps
+	for _, name := range []string{bpf.CaptureMapNamespaces, bpf.CaptureMapInboundListeners} {
+		if err := maps[name].Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget namespace in %s: %w", name, err)
+		}
+	}
+	if err := os.Remove(c.netnsPath(cookie)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach from namespace: %w", err)
+	}
+	if ns := c.namespaces[cookie]; ns != nil {
+		ns.close()
+		delete(c.namespaces, cookie)
+	}
+	return c.forgetPorts(cookie)
+}
+
+// NetNS returns the cookies of the namespaces that are guarded, by this process
+// or since an earlier one.
+func (c *Capture) NetNS() []uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cookies := make([]uint64, 0, len(c.namespaces))
+	for cookie := range c.namespaces {
+		cookies = append(cookies, cookie)
+	}
+	return cookies
+}
+
+// SetInboundListener gives the kernel the listener to which plaintext
+// connections to permissive workloads in a namespace are steered. It has to
+// listen already and be plain TCP (no MPTCP, which Go's listeners are by
+// default).
+func (c *Capture) SetInboundListener(cookie uint64, fd int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	if c.namespaces[cookie] == nil {
+		return ErrUnknownNetNS
+	}
+	if err := c.kernel.maps[bpf.CaptureMapInboundListeners].Update(cookie, uint64(fd), ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("set inbound listener: %w", err)
+	}
+	return nil
+}
+
+// adoptNamespaces finds the namespaces that an earlier process attached. They
+// stay guarded, and count as without listeners until AttachNetNS; those that
+// died meanwhile are cleared away.
+func (c *Capture) adoptNamespaces() error {
+	entries, err := os.ReadDir(linksDir(c.kernel.dir))
+	if err != nil {
+		return fmt.Errorf("read links: %w", err)
+	}
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), netnsPin)
+		if !ok {
+			continue
+		}
+		cookie, err := strconv.ParseUint(number, 10, 64)
+		if err != nil {
+			return fmt.Errorf("pin %s: %w", e.Name(), err)
+		}
+		if c.alive(cookie) {
+			c.namespaces[cookie] = &namespace{}
+			continue
+		}
+		if err := c.forget(cookie); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alive says whether the namespace of a pinned link still exists.
+func (c *Capture) alive(cookie uint64) bool {
+	l, err := link.LoadPinnedLink(c.netnsPath(cookie), nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	ns := info.NetNs()
+	return ns != nil && ns.NetnsInode != 0
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Errors that callers can tell apart.
+var (
+	// ErrBusy means that another process owns the instance.
+	ErrBusy = errors.New("capture is owned by another process")
+	// ErrNoFlow means that an accepted connection is none that was captured,
+	// or that the kernel had no room to note where it wanted to go.
+	ErrNoFlow = errors.New("no flow on record")
+	// ErrNotBPFFS means that a path is on no bpf file system.
+	ErrNotBPFFS = errors.New("not on a bpf file system")
+	// ErrUnknownNetNS means that a network namespace is not attached.
+	ErrUnknownNetNS = errors.New("network namespace is not attached")
+	// ErrClosed means that the Capture was used after Close.
+	ErrClosed = errors.New("capture is closed")
+	// ErrNotAttached means that a link exists, but its program does not run:
+	// its cgroup is gone or not the one asked for.
+	ErrNotAttached = errors.New("program is not attached")
+)
+
+// What Options leave out.
+const (
+	DefaultHeartbeatTimeout = 3 * time.Second
+	DefaultMaxFlows         = 65536
+)
+
+// Ports are the proxy's own, in every namespace of the mesh. Nobody else can
+// bind them there. Zero means that there is no such listener.
+type Ports struct {
+	Outbound     uint16 // captured connections
+	InboundPlain uint16 // steered plaintext connections
+	InboundHBONE uint16
+	InboundMTLS  uint16
+	DNS          uint16 // UDP and TCP
+}
+
+// Options say where the capture works and what it is called.
+type Options struct {
+	// CgroupRoot is the absolute path of a cgroup2 directory: the mount's own
+	// or a subtree. Nothing outside of it is touched. The proxy itself must
+	// run below it too, or servers see the proxy in place of their clients
+	// and refuse it in strict mode.
+	CgroupRoot string
+	// BPFFS is where a bpf file system is mounted.
+	BPFFS string
+	// Instance tells several captures of one machine apart.
+	Instance string
+	Ports    Ports
+	// HeartbeatTimeout is how long after its last heartbeat the proxy counts
+	// as away. Zero means DefaultHeartbeatTimeout.
+	HeartbeatTimeout time.Duration
+	// MaxFlows bounds the connections that are between connect(2) and the
+	// proxy's accept(2). Zero means DefaultMaxFlows.
+	MaxFlows uint32
+	// Logger is required.
+	Logger *slog.Logger
+}
+
+func (o *Options) complete() error {
+	if o.HeartbeatTimeout == 0 {
+		o.HeartbeatTimeout = DefaultHeartbeatTimeout
+	}
+	if o.MaxFlows == 0 {
+		o.MaxFlows = DefaultMaxFlows
+	}
+	if o.Logger == nil {
+		return errors.New("no logger")
+	}
+	if o.Ports.Outbound == 0 {
+		return errors.New("no outbound port")
+	}
+	if !filepath.IsAbs(o.CgroupRoot) {
+		return fmt.Errorf("cgroup root %q is not an absolute path", o.CgroupRoot)
+	}
+	o.CgroupRoot = filepath.Clean(o.CgroupRoot)
+	return o.checkPlace()
+}
+
+// checkPlace is all that Leave needs.
+func (o *Options) checkPlace() error {
+	if !filepath.IsAbs(o.BPFFS) {
+		return fmt.Errorf("bpf file system %q is not an absolute path", o.BPFFS)
+	}
+	if o.Instance == "" || strings.ContainsAny(o.Instance, "./\x00") {
+		// bpffs refuses names with dots.
+		return fmt.Errorf("instance %q: want a name without dots and slashes", o.Instance)
+	}
+	return nil
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/meshproxy/meshproxy/bpf"
+)
+
+// The ports that sk_lookup guards: those that the configuration declares, on
+// any address, and those that somebody listens on, on the listener's address.
+// The kernel learns the latter from listen(2); user space adds listeners that
+// are older than the capture and takes out those that are gone.
+
+// listener is a TCP listener as INET_DIAG tells.
+type listener struct {
+	address bpf.CaptureAddress
+	cgroup  uint64
+	uid     uint32
+}
+
+// reconcilePorts brings the guarded ports into line with the declared ones and
+// with who listens in the attached namespaces.
+func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
+	c.declared = declared
+	if c.rules == nil {
+		return nil // nobody is known to be a workload yet
+	}
+	m := c.kernel.maps[bpf.CaptureMapPorts]
+	before, err := contents[bpf.CapturePortKey, bpf.CapturePort](m)
+	if err != nil {
+		return err
+	}
+	listening, err := c.listening()
+	if err != nil {
+		return err
+	}
+	if err := c.guardPorts(declared, listening, before); err != nil {
+		return err
+	}
+	stale := false
+	for key := range before {
+		_, isDeclared := declared[key]
+		_, isListening := listening[key]
+		if isDeclared || isListening {
+			continue
+		}
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete port: %w", err)
+		}
+		stale = true
+	}
+	if !stale {
+		return nil
+	}
+	// Somebody may have begun to listen again since the look at listeners, on
+	// an entry that has just been deleted.
+	listening, err = c.listening()
+	if err != nil {
+		return err
+	}
+	return c.guardPorts(declared, listening, nil)
+}
+
+// guardPorts writes what is declared or listened on, before it is filtered for.
+func (c *Capture) guardPorts(declared, listening map[bpf.CapturePortKey]uint32, have map[bpf.CapturePortKey]bpf.CapturePort) error {
+	want := make(map[bpf.CapturePortKey]bpf.CapturePort)
+	for key, workload := range listening {
+		want[key] = bpf.CapturePort{Workload: workload, Flags: bpf.CapturePortFlagsPORT_LEARNED}
+	}
+	for key, workload := range declared {
+		p := want[key]
+		if p.Workload == 0 {
+			p.Workload = workload
+		}
+		p.Flags |= bpf.CapturePortFlagsPORT_DECLARED
+		want[key] = p
+	}
+	for key, p := range want {
+		if p == have[key] {
+			continue
+		}
+		if err := c.kernel.maps[bpf.CaptureMapPorts].Update(key, p, ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("guard port: %w", err)
+		}
+	}
+	for key, p := range want {
+		if p.Workload == 0 {
+			continue
+		}
+		// The filter only grows: a port too many costs a lookup. A byte of
+		// it is stored, as the kernel does, so that neither loses the
+		// other's.
+		c.portFilter[key.Address.Port] = 1
+	}
+	return nil
+}
+
+func (c *Capture) forgetPorts(netns uint64) error {
+	m := c.kernel.maps[bpf.CaptureMapPorts]
+	have, err := contents[bpf.CapturePortKey, bpf.CapturePort](m)
+	if err != nil {
+		return err
+	}
+	for key := range have {
+		if key.Netns != netns {
+			continue
+		}
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete port: %w", err)
+		}
+	}
+	return nil
+}

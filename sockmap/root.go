@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/meshproxy/meshproxy/sockmap/cgroup"
+)
+
+// cgroupRoot is the cgroup that the hooks are attached to.
+type cgroupRoot struct {
+	dir  *os.File
+	id   uint64
+	path string // within the hierarchy, "" for its root
+}
+
+func openRoot(dir string) (*cgroupRoot, error) {
+	path, err := cgroup.Within(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup root: %w", err)
+	}
+	id, err := cgroup.ID(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup root: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup root: %w", err)
+	}
+	return &cgroupRoot{dir: f, id: id, path: strings.TrimSuffix(path, "/")}, nil
+}
+
+// settle waits until every cgroup that was being made when it was called can
+// be seen: creation holds cgroup_mutex from before the tracepoint until after
+// the directory is visible, and so does a write to cgroup.subtree_control, even
+// one that changes nothing.
+func (r *cgroupRoot) settle() error {
+	if err := os.WriteFile(r.dir.Name()+"/cgroup.subtree_control", []byte("\n"), 0); err != nil {
+		return fmt.Errorf("wait for new cgroups: %w", err)
+	}
+	return nil
+}
