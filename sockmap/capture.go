@@ -38,7 +38,7 @@ type Capture struct {
 	portExclusions *table[bpf.CapturePortExclusion, uint8]
 	cidrExclusions *table[bpf.CaptureCidrExclusion, uint8]
 	cgroups        *cgroups
-	portFilter     []byte // in shared memory, one for each port
+	portFilter     []byte                        // in shared memory, one for each port
 	declared       map[bpf.CapturePortKey]uint32 // of the last Apply
 	namespaces     map[uint64]*namespace
 

@@ -20,7 +20,7 @@ import (
 // counter can't take one for another.
 type names struct {
 	table  *table[bpf.CaptureName, uint32]
-	last   *uint32 // in the shared memory of struct node
+	last   *uint32      // in the shared memory of struct node
 	mu     sync.RWMutex // guards byID, which is read while connections are accepted
 	byID   map[uint32]entity
 	byName map[entity]uint32
