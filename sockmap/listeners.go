@@ -2,8 +2,44 @@
 
 package sockmap
 
-import "github.com/meshproxy/meshproxy/bpf"
+import (
+	"fmt"
 
+	"github.com/meshproxy/meshproxy/bpf"
+	"github.com/meshproxy/meshproxy/sockmap/sockdiag"
+)
+
+// listening returns the TCP listeners of the attached namespaces and whose they
+// are, 0 for those of nobody we know.
 func (c *Capture) listening() (map[bpf.CapturePortKey]uint32, error) {
-	return nil, nil
+	found := make(map[bpf.CapturePortKey]uint32)
+	for cookie, ns := range c.namespaces {
+		if ns.fd == nil {
+			continue // of an earlier process; nobody asks there meanwhile
+		}
+		s, err := sockdiag.Open(int(ns.fd.Fd()))
+		if err != nil {
+			return nil, fmt.Errorf("list listeners: %w", err)
+		}
+		listeners, err := s.Listeners()
+		s.Close()
+		if err != nil {
+			return nil, fmt.Errorf("list listeners: %w", err)
+		}
+		for i := range listeners {
+			l := &listeners[i]
+			found[bpf.CapturePortKey{Netns: cookie, Address: toAddress(l.Address)}] = c.owner(l)
+		}
+	}
+	return found, nil
+}
+
+// owner returns the workload that a listener belongs to: that of the cgroup in
+// which its socket was made, or of its user. Cgroups are those of the last
+// scan; what came later met the kernel's own hook.
+func (c *Capture) owner(l *sockdiag.Listener) uint32 {
+	if w, ok := c.cgroups.seen[l.CgroupID]; ok && w != 0 {
+		return w
+	}
+	return c.rules.users[l.UID]
 }

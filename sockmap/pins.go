@@ -99,7 +99,12 @@ func checkBPFFS(path string) error {
 	return nil
 }
 
-func (p *place) close() { p.lock.Close() }
+// close unlocks explicitly: a child that is just being forked by another
+// goroutine still shares the descriptor.
+func (p *place) close() {
+	_ = unix.Flock(int(p.lock.Fd()), unix.LOCK_UN)
+	p.lock.Close()
+}
 
 // current is the directory of this layout, whether or not it exists.
 func (p *place) current() string { return filepath.Join(p.dir, fmt.Sprintf("v%d", layout)) }

@@ -93,6 +93,9 @@ func (w *world) newNetNS() *netns.Handle {
 				return err
 			}
 		}
+		if err := h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth0"}, PeerName: "veth1"}); err != nil {
+			return err
+		}
 		return h.LinkSetUp(lo)
 	})
 	return ns
