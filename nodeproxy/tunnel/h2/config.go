@@ -45,6 +45,9 @@ func (c *Config) setDefaults() {
 	if c.Slots <= 0 {
 		c.Slots = DefaultSlots
 	}
+	if c.Batches.records == 0 {
+		c.Batches.size(c.Slots)
+	}
 	c.Limits.setDefaults()
 }
 

@@ -182,15 +182,15 @@ func (c *Conn) fail(e *ConnError) {
 	if c.err != nil {
 		return
 	}
-	last := c.lastPeer
-	c.sendGoAway(min(last, c.accepted), e.Code, e.Reason)
+	c.sendGoAway(min(c.lastPeer, c.accepted), e.Code, e.Reason)
 	c.err = e
 	c.abandon(StreamError{Code: e.Code})
 }
 
 // Close forgets the connection after its transport was lost or the last output
-// was written. All streams are reset with code; nothing is sent.
-func (c *Conn) Close(code ErrCode) {
+// was written. Streams that are left are reset; what is pending is thrown away, and
+// the batch given back, so that every connection has to be closed in the end.
+func (c *Conn) Close() {
 	if c.err == nil {
 		c.err = ErrClosed
 	}
@@ -202,7 +202,7 @@ func (c *Conn) Close(code ErrCode) {
 		c.cfg.Batches.putBlock(c.block)
 		c.block = nil
 	}
-	c.abandon(StreamError{Code: code})
+	c.abandon(StreamError{Code: ConnectError})
 }
 
 func (c *Conn) abandon(err StreamError) {

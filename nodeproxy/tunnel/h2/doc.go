@@ -26,9 +26,12 @@
 //
 // # Callbacks
 //
-// Events and Sink are called from inside Feed, WriteTo, Drain and Close, never
-// at other times. Inside a callback every method of Conn and Stream may be called
-// except Feed, WriteTo (allowed in Events.OnFull alone) and Start.
+// Sink is called from inside Feed, WriteTo, Drain, Fail and Close only, never from
+// the methods of Stream: a relay that resets its stream is not called back for it.
+// Of Events, OnOutput, OnFull and OnRelease may come from any method, OnDrained
+// from what releases a stream. Inside a callback every method may be called except
+// Feed, Start, Close, and WriteTo (allowed in OnFull alone; Sink.Writable of other
+// streams may then be called from inside a Stream's Reserve or Write).
 //
 // # Memory
 //

@@ -18,11 +18,15 @@ type BatchPool struct {
 // thousand full-sized batches.
 const smallBatch = 2
 
-// NewBatchPool makes a pool of batches of so many records each (DefaultSlots+2 is
-// a good size) that never holds more than keep of them.
-func NewBatchPool(records, keep int) *BatchPool {
-	return &BatchPool{records: max(records, smallBatch), keep: max(keep, 1)}
-}
+// keepBatches is how many full-sized batches there are at most: connections with
+// bulk output, in one turn of a loop or while their sockets are blocked.
+const keepBatches = 32
+
+// NewBatchPool makes the pool of a loop. Config.Slots decides how large its
+// batches are: what one Reserve fills, the open record, and one for control frames.
+func NewBatchPool() *BatchPool { return &BatchPool{keep: keepBatches} }
+
+func (p *BatchPool) size(slots int) { p.records = max(slots+2, smallBatch+1) }
 
 func (p *BatchPool) get() *Batch {
 	if n := len(p.free); n > 0 {

@@ -22,14 +22,14 @@ type Stream struct {
 type state uint16
 
 const (
-	sentHeaders  state = 1 << iota // server: answered
-	sentEnd                        // END_STREAM sent
-	gotHeaders                     // client: final response received
-	gotEnd                         // END_STREAM received
-	refused                        // the answer was not 2xx: no tunnel
-	waiting                        // in the connection's queue of waiting streams
-	wantsWindow                    // waits for its own send window
-	released                       // out of the table
+	sentHeaders state = 1 << iota // server: answered
+	sentEnd                       // END_STREAM sent
+	gotHeaders                    // client: final response received
+	gotEnd                        // END_STREAM received
+	refused                       // the answer was not 2xx: no tunnel
+	waiting                       // in the connection's queue of waiting streams
+	wantsWindow                   // waits for its own send window
+	released                      // out of the table
 )
 
 func (s *Stream) has(x state) bool { return s.state&x != 0 }
