@@ -180,6 +180,19 @@ INLINE __u32 listener_workload(struct tcp_sock *tcp)
 	return 0;
 }
 
+/* Whether the configuration says whose the port is, whoever listens. */
+INLINE int is_declared(struct port_key key)
+{
+	struct port *p;
+
+	key.address.ip[0] = 0;
+	key.address.ip[1] = 0;
+	key.address.ip[2] = 0;
+	key.address.ip[3] = 0;
+	p = bpf_map_lookup_elem(&ports, &key);
+	return p && p->flags & PORT_DECLARED;
+}
+
 INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
@@ -187,8 +200,8 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	struct port value = {.flags = PORT_LEARNED};
 	struct port_key key = {};
 	struct port_filter *filter;
-	struct port *old;
 	__u32 slot;
+	__u8 *set;
 
 	if (!tcp || (s && s->flags & SOCKET_OWN))
 		return;
@@ -201,19 +214,16 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	filter = bpf_map_lookup_elem(&port_filter, &slot);
 	if (!filter)
 		return;
+	set = &filter->set[key.address.port & 63];
 	/* Somebody else's listener matters only where a workload's was. */
-	if (!value.workload && !filter->set[key.address.port & 63])
+	if (!value.workload && (!*set || is_declared(key)))
 		return;
-	old = bpf_map_lookup_elem(&ports, &key);
-	if (old && old->flags & PORT_DECLARED) {
-		if (old->workload == value.workload || !value.workload)
-			return;
+	if (is_declared(key))
 		value.flags |= PORT_DECLARED;
-	}
 	if (bpf_map_update_elem(&ports, &key, &value, BPF_ANY))
 		count(ports_full);
 	if (value.workload)
-		filter->set[key.address.port & 63] = 1;
+		*set = 1;
 }
 
 SEC("sockops")

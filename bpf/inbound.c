@@ -58,12 +58,15 @@ INLINE int is_mesh(const struct address *remote, const struct address *local)
 	return f && f->flags & FLOW_OWN;
 }
 
-/* From this namespace. Before 5.17 by address: packets from elsewhere with a
- * source of our own are martians, which the kernel drops on its own. */
+/* From this namespace. A connection to an address of another interface of ours
+ * comes over loopback, but seems to arrive on that interface (inet_iif takes
+ * it from the route), so addresses count too: packets from elsewhere with a
+ * source of our own are martians, which the kernel drops, or in IPv6 never see
+ * an answer. */
 INLINE int is_local(struct bpf_sk_lookup *ctx, const struct address *remote, const struct address *local)
 {
-	if (have_ingress_ifindex)
-		return ctx->ingress_ifindex == LOOPBACK_IFINDEX;
+	if (have_ingress_ifindex && ctx->ingress_ifindex == LOOPBACK_IFINDEX)
+		return 1;
 	if (is_loopback(remote))
 		return 1;
 	return remote->ip[0] == local->ip[0] && remote->ip[1] == local->ip[1] &&

@@ -70,6 +70,10 @@ func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
 func (c *Capture) guardPorts(declared, listening map[bpf.CapturePortKey]uint32, have map[bpf.CapturePortKey]bpf.CapturePort) error {
 	want := make(map[bpf.CapturePortKey]bpf.CapturePort)
 	for key, workload := range listening {
+		anywhere := bpf.CapturePortKey{Netns: key.Netns, Address: bpf.CaptureAddress{Port: key.Address.Port}}
+		if _, ok := declared[anywhere]; ok && workload == 0 {
+			continue // the configuration knows better
+		}
 		want[key] = bpf.CapturePort{Workload: workload, Flags: bpf.CapturePortFlagsPORT_LEARNED}
 	}
 	for key, workload := range declared {
