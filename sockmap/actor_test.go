@@ -22,7 +22,7 @@ import (
 // roleEnv makes the test binary play one of the roles instead of testing.
 const roleEnv = "MESHPROXY_SOCKMAP_ROLE"
 
-var roles = map[string]func(){"actor": act, "dialer": dialAtOnce, "owner": ownCapture}
+var roles = map[string]func(){"actor": act, "owner": ownCapture}
 
 // actor is a process in a cgroup and a network namespace that makes the system
 // calls it is told to.

@@ -223,7 +223,16 @@ func destination(addr, service string) Destination {
 	return Destination{Addr: netip.MustParseAddrPort(addr), Service: mesh.Name{Name: service}}
 }
 
-func name(s string) mesh.Name { return mesh.Name{Namespace: mesh.DefaultNamespace, Name: s} }
+// name returns a name as the package does; "" stands for no workload.
+func name(s string) mesh.Name {
+	if s == "" {
+		return mesh.Name{}
+	}
+	return mesh.Name{Namespace: mesh.DefaultNamespace, Name: s}
+}
+
+// elapse lets the kernel's clock go on, where the time itself is what matters.
+func elapse(d time.Duration) { <-time.After(d) }
 
 func (w *world) connections(workload string, o Outcome) (n uint64) {
 	w.t.Helper()
