@@ -42,6 +42,9 @@ func (p *Pool) Put(b []byte) {
 	p.free = append(p.free, b[:p.size])
 }
 
+// Forget says that a buffer from Get will not come back.
+func (p *Pool) Forget() { p.out-- }
+
 // Size is the length of the pool's buffers.
 func (p *Pool) Size() int { return p.size }
 

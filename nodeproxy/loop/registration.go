@@ -126,6 +126,14 @@ func (r Registration) FD() int {
 	return int(r.fd)
 }
 
+// SetHandler makes h hear of the descriptor's readiness from now on. What the
+// former handler has heard is not repeated.
+func (r Registration) SetHandler(h Handler) {
+	if r.Open() {
+		r.loop.table[r.fd].handler = h
+	}
+}
+
 // Close closes the descriptor. Its handler is not called again. Closing twice
 // does nothing.
 func (r Registration) Close() {

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package l4
+
+import (
+	"errors"
+
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/loop"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
+)
+
+var errOnlySockets = reason.Wrap(reason.Internal, errors.New("target of a stream from a tunnel must be a socket"))
+
+// acceptor asks a Gate about the streams of a loop's tunnels.
+type acceptor struct {
+	set  *Relays
+	gate Gate
+}
+
+// Accept implements tunnel.Acceptor.
+func (a *acceptor) Accept(via tunnel.Tunnel, s *h2.Stream, r *h2.Request) h2.Sink {
+	req := Request{Request: r, Peer: via.Peer()}
+	route, err := a.gate.Admit(&req)
+	if err == nil {
+		if err = route.Limit.enter(); err != nil {
+			route.Session.Closed(reason.Of(err), err.Error())
+		}
+	}
+	if err != nil {
+		s.Refuse(Status(err))
+		if f := a.set.options.Refused; f != nil {
+			f(nil, &req, err)
+		}
+		return nil
+	}
+	m := &admission{set: a.set, stream: s, via: via, route: route}
+	s.SetSink(m)
+	enlist(&a.set.setups, m)
+	m.try(nil)
+	return nil // whoever has it now was made the stream's sink
+}
+
+// admission is an admitted stream on its way to the application. The 200 is
+// sent when the application has taken the connection.
+type admission struct {
+	set    *Relays
+	stream *h2.Stream
+	via    tunnel.Tunnel
+	route  Route
+	target Target
+	dial   *dial
+
+	early *queue // sent before the 200, at the client's own risk
+	end   bool
+	index int32
+	done  bool
+}
+
+func (m *admission) try(failed error) {
+	t, err := m.route.Session.Next(failed)
+	if err == nil && t.Tunnel != nil {
+		err = errOnlySockets
+	}
+	if err != nil {
+		m.kill(err)
+		return
+	}
+	m.target = t
+	if d := m.set.dial(&m.target, m); !d.done {
+		m.dial = d
+	}
+}
+
+// dialled implements dialer.
+func (m *admission) dialled(reg loop.Registration, err error) {
+	m.dial = nil
+	if err != nil {
+		m.try(err)
+		return
+	}
+	m.leave()
+	m.stream.Accept(nil)
+	m.route.Session.Connected(m.via.Peer())
+	r := &relay{
+		reg: reg, stream: m.stream, via: m.via, state: inbound, queue: m.early,
+		sess: m.route.Session, limit: m.route.Limit, idle: m.set.idle(&m.route),
+	}
+	if m.end {
+		r.state |= gotEnd
+	}
+	m.set.establish(r)
+}
+
+// Data implements h2.Sink.
+func (m *admission) Data(_ *h2.Stream, p []byte) {
+	if m.early == nil {
+		m.early = newQueue(m.set.loop.Chunks(), m.route.Limit)
+	}
+	if !m.early.add(p) {
+		m.kill(ErrMemory)
+	}
+}
+
+// End implements h2.Sink.
+func (m *admission) End(*h2.Stream) { m.end = true }
+
+// Reset implements h2.Sink.
+func (m *admission) Reset(_ *h2.Stream, err h2.StreamError) {
+	why, detail := streamReason(m.via, err)
+	m.kill(reason.Wrap(why, errors.New(detail)))
+}
+
+// Writable implements h2.Sink.
+func (m *admission) Writable(*h2.Stream) {}
+
+// Response implements h2.Sink; servers get none.
+func (m *admission) Response(*h2.Stream, int, []hpack.HeaderField) {}
+
+func (m *admission) leave() {
+	m.done = true
+	m.dial.cancel()
+	strike(&m.set.setups, m)
+}
+
+func (m *admission) session() Session { return m.route.Session }
+func (m *admission) place() *int32    { return &m.index }
+
+func (m *admission) look(now uint32) {
+	if d := m.dial; d != nil && d.overdue(now) {
+		d.expire()
+	}
+}
+
+func (m *admission) kill(err error) {
+	if m.done {
+		return
+	}
+	m.leave()
+	m.early.release()
+	m.stream.Refuse(Status(err)) // does nothing when the stream is gone already
+	m.route.Limit.leave()
+	m.route.Session.Closed(reason.Of(err), err.Error())
+}
+
+// ended gives the loop's own reasons their names.
+func ended(err error) error {
+	if errors.Is(err, loop.ErrClosed) {
+		return reason.Wrap(reason.Draining, err)
+	}
+	return reason.Wrap(reason.Internal, err)
+}

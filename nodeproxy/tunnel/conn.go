@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/loop"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
+)
+
+// Errors of connections.
+var (
+	errPeerClosed   = reason.Wrap(reason.TunnelReset, errors.New("peer closed the tunnel"))
+	errUnresponsive = reason.Wrap(reason.TunnelUnresponsive, errors.New("peer does not answer PING"))
+	errDrainTimeout = reason.Wrap(reason.Draining, errors.New("tunnel did not drain in time"))
+	errExpired      = reason.Wrap(reason.TLSExpired, errors.New("a leaf of the tunnel has expired"))
+)
+
+// role is what differs between the connections of a Pool and of a Server.
+type role interface {
+	// request answers a CONNECT; nil when the stream was refused or reset.
+	request(c *conn, s *h2.Stream, r *h2.Request) h2.Sink
+	// changed says that there may be more or less room for streams.
+	changed(c *conn)
+	// gone says, once, that c takes no part in anything any more; nil when it
+	// ended well.
+	gone(c *conn, err error)
+}
+
+// phase is where a connection is in its life.
+type phase uint8
+
+const (
+	active phase = iota
+	// finishing: streams are over; the last output is on its way.
+	finishing
+	// lingering: FIN is sent. Closing with input unread would send RST, which
+	// may overtake the GOAWAY at the peer, so the input is read to its end.
+	lingering
+	closed
+)
+
+// lingerLimit is how long the peer has to take the last output, and then to
+// close its side.
+const lingerLimit = 3 * time.Second
+
+// keyLimit is how many bytes one set of traffic keys may carry: 2^24 full
+// records, below the 2^24.5 of RFC 8446, section 5.5. crypto/tls does not
+// update keys by itself, so the connection drains and another takes over.
+const keyLimit = 1 << 24 * recordSize
+
+// conn is one TLS connection on its loop.
+type conn struct {
+	carrier *Carrier
+	role    role
+	reg     loop.Registration
+	tls     tlsConn
+	mem     *memory
+	h2      *h2.Conn
+	peer    Peer
+	err     error // why it ended, nil while it stands or when it ended well
+
+	phase    phase
+	fresh    bool // the first read is still to come
+	readable bool // the socket may have more input
+	resuming bool // on the loop's ready list
+	listed   bool // on the list of those to flush
+	blocked  bool // the socket takes no more output
+	heard    bool // input came since the last look around
+	draining bool
+
+	idleLimit time.Duration
+	received  uint64 // ciphertext
+	born      time.Duration
+	idleSince time.Duration
+	heardAt   time.Duration
+	pingAt    time.Duration // when the unanswered PING was sent, 0 without one
+	phaseAt   time.Duration // since when it drains or lingers
+}
+
+// tlsConn is what a conn needs of a *tls.Conn.
+type tlsConn interface {
+	io.ReadWriter
+	CloseWrite() error
+}
+
+// adopt moves a connection to the loop. On an error it is closed.
+func (c *Carrier) adopt(s *secured, r role, client bool) (*conn, error) {
+	k := &conn{carrier: c, role: r, tls: s.tls, mem: s.mem, peer: s.peer, fresh: true, readable: true}
+	k.mem.pool = c.out
+	var err error
+	if k.reg, err = c.loop.Register(s.fd, k); err != nil {
+		_ = unix.Close(s.fd)
+		return nil, fmt.Errorf("adopt tunnel: %w", err)
+	}
+	now := c.loop.Now()
+	k.born, k.idleSince, k.heardAt = now, now, now
+	c.conns[k] = struct{}{}
+	if client {
+		k.h2, k.idleLimit = h2.NewClient(&c.http2, k), c.options.ClientIdle
+	} else {
+		k.h2, k.idleLimit = h2.NewServer(&c.http2, k), c.options.ServerIdle
+	}
+	k.h2.Start()
+	// Input may have come together with the handshake's last message, and be in
+	// crypto/tls's buffer already, where no event tells of it.
+	k.resume()
+	return k, nil
+}
+
+// Ready implements loop.Handler.
+func (c *conn) Ready(ev loop.Events) {
+	if ev.Has(loop.Writable) && c.blocked {
+		c.blocked = false
+		c.push()
+	}
+	if ev.Has(loop.Input) {
+		c.readable = true
+		c.read()
+	}
+}
+
+// Resume implements loop.Resumer: there was more to read than one turn allows.
+func (c *conn) Resume() {
+	c.resuming = false
+	c.read()
+}
+
+func (c *conn) resume() {
+	if !c.resuming {
+		c.resuming = true
+		c.carrier.loop.Again(c)
+	}
+}
+
+// Flush implements loop.Flusher.
+func (c *conn) Flush() {
+	c.listed = false
+	c.push()
+}
+
+func (c *conn) list() {
+	if !c.listed && !c.blocked && c.phase < lingering {
+		c.listed = true
+		c.carrier.loop.EndOfTurn(c)
+	}
+}
+
+// read takes one helping of input: half the scratch buffer of ciphertext, the
+// other half for the plaintext.
+func (c *conn) read() {
+	if !c.readable || c.phase == closed {
+		return
+	}
+	scratch := c.carrier.loop.Scratch()
+	cipher, plain := scratch[:len(scratch)/2], scratch[len(scratch)/2:]
+	n, e := loop.Read(c.reg.FD(), cipher)
+	switch {
+	case e == unix.EAGAIN:
+		c.readable = false
+		if !c.fresh {
+			return
+		}
+	case e != 0:
+		c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("read tunnel: %w", e)))
+		return
+	case n == 0:
+		c.readable, c.mem.eof = false, true
+	}
+	if c.phase == lingering {
+		if c.mem.eof {
+			c.close(nil)
+		}
+		return
+	}
+	c.fresh = false
+	c.received += uint64(max(n, 0))
+	c.mem.in = cipher[:max(n, 0)]
+	c.decrypt(plain)
+	c.mem.in = nil
+	if c.phase < lingering && c.mem.unsent() > 0 {
+		c.list() // crypto/tls answered something, a KeyUpdate perhaps
+	}
+	if c.readable {
+		c.resume()
+	}
+}
+
+// decrypt feeds HTTP/2 with what the ciphertext holds. Payload that sinks
+// gather stays where it is until settle.
+func (c *conn) decrypt(plain []byte) {
+	defer c.carrier.settle()
+	p := plain
+	for {
+		n, err := c.tls.Read(p)
+		if n > 0 {
+			c.heard = true
+			if err := c.h2.Feed(p[:n]); err != nil {
+				c.violated(err)
+				return
+			}
+			if c.phase == closed {
+				return
+			}
+			if p = p[n:]; len(p) < recordSize {
+				c.carrier.settle()
+				p = plain
+			}
+		}
+		switch {
+		case err == nil:
+		case err == error(errNoData):
+			return
+		case err == io.EOF:
+			c.hungUp()
+			return
+		default:
+			c.sendLast()        // crypto/tls has left an alert for the peer
+			r := reason.Of(err) // the server tells its opinion of the client's leaf only now
+			if r == reason.Internal {
+				r = reason.TunnelReset
+			}
+			c.fail(reason.Wrap(r, fmt.Errorf("read tunnel: %w", err)))
+			return
+		}
+	}
+}
+
+// push encrypts what waits and writes it.
+func (c *conn) push() {
+	for !c.blocked && c.phase < lingering {
+		if c.h2.Pending() > 0 {
+			if _, err := c.h2.WriteTo(c.tls); err != nil {
+				c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("write tunnel: %w", err)))
+				return
+			}
+		}
+		if c.phase == closed {
+			return
+		}
+		switch e := c.mem.send(c.reg.FD()); {
+		case e == unix.EAGAIN:
+			c.blocked = true
+			return
+		case e != 0:
+			c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("write tunnel: %w", e)))
+			return
+		}
+		if c.h2.Pending() == 0 {
+			break
+		}
+	}
+	if c.phase == finishing && !c.blocked {
+		c.linger()
+	}
+}
+
+// hungUp: the peer sent close_notify or FIN. HTTP/2 knows no half-open
+// connections, so what is still open is lost.
+func (c *conn) hungUp() {
+	if c.h2.Streams() > 0 {
+		c.sayBye()
+		c.fail(errPeerClosed)
+		return
+	}
+	c.finish(nil)
+}
+
+// violated: the peer broke the protocol. The streams are reset, the GOAWAY that
+// says so is pending.
+func (c *conn) violated(err error) {
+	r := reason.ProtocolError
+	if ce := (*h2.ConnError)(nil); errors.As(err, &ce) && ce.Code == h2.EnhanceYourCalm {
+		r = reason.LimitFlood
+	}
+	err = reason.Wrap(r, err)
+	c.carrier.options.Logger.Warn("close tunnel", "peer", c.peer.Identity.String(), "remote", c.peer.Remote, "error", err)
+	c.finish(err)
+}
+
+// finish ends the connection in an orderly way: pending output, close_notify,
+// FIN, then the peer's. To its role it is gone at once.
+func (c *conn) finish(err error) {
+	if c.phase != active {
+		return
+	}
+	c.phase, c.phaseAt, c.err = finishing, c.carrier.loop.Now(), err
+	c.leave(err)
+	if c.blocked {
+		return // push goes on when the socket takes more
+	}
+	c.list()
+}
+
+func (c *conn) linger() {
+	c.phase, c.phaseAt = lingering, c.carrier.loop.Now()
+	c.sayBye()
+	loop.ShutdownWrite(c.reg.FD())
+	if c.mem.eof {
+		c.close(nil)
+		return
+	}
+	c.readable = true
+	c.resume()
+}
+
+// sayBye sends close_notify if the socket takes it.
+func (c *conn) sayBye() {
+	if c.mem.unsent() == 0 {
+		_ = c.tls.CloseWrite()
+		c.sendLast()
+	}
+}
+
+// sendLast makes one attempt to send what crypto/tls has collected.
+func (c *conn) sendLast() {
+	if !c.blocked {
+		_ = c.mem.send(c.reg.FD())
+	}
+}
+
+// fail ends the connection at once, with its streams.
+func (c *conn) fail(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+	c.close(err)
+}
+
+// leave tells the role, once.
+func (c *conn) leave(err error) {
+	if r := c.role; r != nil {
+		c.role = nil
+		r.gone(c, err)
+	}
+}
+
+func (c *conn) close(err error) {
+	if c.phase == closed {
+		return
+	}
+	c.phase = closed // the sinks' last calls must not write
+	c.leave(err)
+	c.reg.Close()
+	c.mem.release()
+	delete(c.carrier.conns, c)
+	c.h2.Close() // last: after a panic it may do so again
+}
+
+// Abort implements loop.Aborter.
+func (c *conn) Abort(err error) {
+	c.err = reason.Wrap(reason.Internal, err)
+	c.close(err)
+}
+
+// drain lets what is open finish and accepts nothing new.
+func (c *conn) drain() {
+	if c.draining || c.phase != active {
+		return
+	}
+	c.draining, c.phaseAt = true, c.carrier.loop.Now()
+	c.h2.Drain()
+	if c.role != nil {
+		c.role.changed(c)
+	}
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/loop"
+)
+
+// memory is the net.Conn beneath a tls.Conn: the socket during the handshake,
+// two buffers afterwards.
+type memory struct {
+	net.Conn // nil once the loop has taken over
+
+	in  []byte // ciphertext that was received and crypto/tls has not taken yet
+	eof bool   // nothing follows in
+
+	out  []byte // ciphertext to send, from sent on
+	sent int
+	pool *loop.Pool // where out comes from
+
+	total uint64 // that was written so far
+}
+
+// errNoData is what crypto/tls gets when in is empty. It must be temporary:
+// any other error would stick to the tls.Conn.
+var errNoData net.Error = noData{}
+
+type noData struct{}
+
+func (noData) Error() string   { return "no data yet" }
+func (noData) Timeout() bool   { return true }
+func (noData) Temporary() bool { return true }
+
+func (m *memory) Read(p []byte) (int, error) {
+	if m.Conn != nil {
+		return m.Conn.Read(p)
+	}
+	if len(m.in) == 0 {
+		if m.eof {
+			return 0, io.EOF
+		}
+		return 0, errNoData
+	}
+	n := copy(p, m.in)
+	m.in = m.in[n:]
+	return n, nil
+}
+
+func (m *memory) Write(p []byte) (int, error) {
+	if m.Conn != nil {
+		return m.Conn.Write(p)
+	}
+	if m.out == nil {
+		m.out = m.pool.Get()[:0]
+	}
+	m.out = append(m.out, p...)
+	m.total += uint64(len(p))
+	return len(p), nil
+}
+
+// send writes what is collected. It reports EAGAIN when the socket takes no
+// more, and gives the buffer back when all is sent.
+func (m *memory) send(fd int) unix.Errno {
+	for m.sent < len(m.out) {
+		n, e := loop.Write(fd, m.out[m.sent:])
+		if e != 0 {
+			return e
+		}
+		m.sent += n
+	}
+	m.release()
+	return 0
+}
+
+// unsent is the number of bytes that wait for the socket.
+func (m *memory) unsent() int { return len(m.out) - m.sent }
+
+func (m *memory) release() {
+	if cap(m.out) == m.pool.Size() { // one that grew is not worth keeping
+		m.pool.Put(m.out)
+	} else if m.out != nil {
+		m.pool.Forget()
+	}
+	m.out, m.sent = nil, 0
+}
+
+// The deadlines matter during the handshake only; tls.Conn sets them around
+// its closing alert.
+
+func (m *memory) SetDeadline(t time.Time) error {
+	if m.Conn != nil {
+		return m.Conn.SetDeadline(t)
+	}
+	return nil
+}
+
+func (m *memory) SetReadDeadline(t time.Time) error {
+	if m.Conn != nil {
+		return m.Conn.SetReadDeadline(t)
+	}
+	return nil
+}
+
+func (m *memory) SetWriteDeadline(t time.Time) error {
+	if m.Conn != nil {
+		return m.Conn.SetWriteDeadline(t)
+	}
+	return nil
+}
+
+func (m *memory) Close() error {
+	if m.Conn != nil {
+		return m.Conn.Close()
+	}
+	return nil
+}
+
+// LocalAddr and RemoteAddr are nil after the handshake; crypto/tls does not ask.
+func (m *memory) LocalAddr() net.Addr {
+	if m.Conn != nil {
+		return m.Conn.LocalAddr()
+	}
+	return nil
+}
+
+func (m *memory) RemoteAddr() net.Addr {
+	if m.Conn != nil {
+		return m.Conn.RemoteAddr()
+	}
+	return nil
+}
