@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/meshproxy/meshproxy/discovery/yamlconf"
+)
+
+// maxRunDir leaves room for the admin socket's name in a sockaddr_un, whose
+// path has 108 bytes.
+const maxRunDir = 80
+
+// Validate reports what is wrong with the keys together; each by itself was
+// right when it was read. Load has called it.
+func (c *Config) Validate() error {
+	v := validation{c: c}
+	v.node()
+	if len(c.RunDir) > maxRunDir {
+		v.fail("runDir", "the path of a socket is bounded: 80 bytes at most", "%d bytes", len(c.RunDir))
+	}
+	v.ports()
+	v.identity()
+	v.resolvers()
+	seen := make(map[string]bool)
+	for _, f := range c.MeshFiles() {
+		if seen[f] {
+			v.fail("sources.static.files", "each file once, without the configuration itself", "%s is named twice", f)
+		}
+		seen[f] = true
+	}
+	return joined(v.problems)
+}
+
+type validation struct {
+	c        *Config
+	problems yamlconf.Problems
+}
+
+func (v *validation) fail(key, allowed, found string, args ...any) {
+	v.problems = append(v.problems, &yamlconf.Problem{
+		File: v.c.place(key), Key: key, Found: fmt.Sprintf(found, args...), Allowed: allowed,
+	})
+}
+
+func (v *validation) node() {
+	n := &v.c.Node
+	v.notVirtual("node.address", n.Address)
+	v.notVirtual("node.addresses", n.Addresses...)
+	if n.Locality.Zone != "" && n.Locality.Region == "" {
+		v.fail("node.locality.zone", "node.locality.region with it", "a zone without its region")
+	}
+}
+
+// ports: the node's listeners must not meet. The kernel keeps everybody else
+// off the first four in all addresses, so the addresses don't tell them apart.
+func (v *validation) ports() {
+	l := &v.c.Listeners
+	taken := make(map[uint16]string)
+	for _, p := range []struct {
+		key  string
+		port uint16
+	}{
+		{"listeners.outbound", l.Outbound},
+		{"listeners.inboundPlain", l.InboundPlain},
+		{"listeners.inboundHBONE", l.InboundHBONE.Port()},
+		{"listeners.dns", l.DNS},
+		{"listeners.metrics", l.Metrics.Port()},
+		{"listeners.readiness", l.Readiness.Port()},
+	} {
+		if p.port == 0 {
+			continue // off
+		}
+		if other, ok := taken[p.port]; ok {
+			v.fail(p.key, "a port of its own for each listener", "port %d is that of %s, too", p.port, other)
+			continue
+		}
+		taken[p.port] = p.key
+	}
+}
+
+func (v *validation) identity() {
+	id := &v.c.Identity
+	switch id.Provider {
+	case ProviderEmbedded:
+		v.unused("identity.files.dir", id.Files.Dir != "")
+		v.unused("identity.files.workloads", len(id.Files.Workloads) > 0)
+		v.unused("identity.files.bundle", id.Files.Bundle != "")
+		if id.Embedded.LeafTTL > id.Embedded.CATTL {
+			v.fail("identity.embedded.leafTTL", "at most identity.embedded.caTTL",
+				"leaves of %s would outlive their root of %s", formatDuration(id.Embedded.LeafTTL), formatDuration(id.Embedded.CATTL))
+		}
+	case ProviderFiles:
+		if id.Files.Dir == "" && len(id.Files.Workloads) == 0 {
+			v.fail("identity.provider", "identity.files.dir or identity.files.workloads with it", "files, and there are none")
+		}
+		if len(id.Files.Workloads) > 0 && id.Files.Dir == "" && id.Files.Bundle == "" {
+			v.fail("identity.files.workloads", "identity.files.bundle beside it", "leaves without a trust bundle to verify peers")
+		}
+		v.fileLeaves()
+	}
+}
+
+func (v *validation) unused(key string, set bool) {
+	if set {
+		v.fail(key, "identity.provider: files, or nothing here", "set, and identity.provider is embedded")
+	}
+}
+
+func (v *validation) fileLeaves() {
+	seen := make(map[string]bool)
+	for _, l := range v.c.Identity.Files.Workloads {
+		if id := l.Identity.String(); seen[id] {
+			v.fail("identity.files.workloads", "each identity once", "%s is named twice", id)
+		} else {
+			seen[id] = true
+		}
+	}
+}
+
+// resolvers: a node that asks itself for what it doesn't know never stops.
+func (v *validation) resolvers() {
+	n := &v.c.Node
+	for _, u := range v.c.DNS.Upstreams {
+		own := u.Addr().IsLoopback() || u.Addr() == n.Address || slices.Contains(n.Addresses, u.Addr())
+		if own && u.Port() == v.c.Listeners.DNS {
+			v.fail("dns.upstreams", "resolvers other than this node", "%s is the node's own (listeners.dns)", u)
+		}
+	}
+}
+
+func (v *validation) notVirtual(key string, addresses ...netip.Addr) {
+	for _, a := range addresses {
+		if a.IsValid() && (v.c.DNS.VirtualIPv4.Contains(a) || v.c.DNS.VirtualIPv6.Contains(a)) {
+			v.fail(key, "an address outside dns.virtualIPv4 and dns.virtualIPv6", "%s lies among the virtual IPs", a)
+		}
+	}
+}
