@@ -11,21 +11,24 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 )
 
 const (
 	// accessQueue is how many entries may wait for a slow writer: under half
 	// a megabyte, and a tenth of a second of a busy node.
 	accessQueue = 1024
-	// flushSuppressed is how often suppressed refusals are reported that no
-	// later refusal of their kind reported.
+	// flushSuppressed is how often suppressed entries are reported that no
+	// later entry of their kind reported.
 	flushSuppressed = 10 * time.Second
 )
 
 // AccessLog writes one line per connection that ended or was refused. Callers
-// never wait: what the writer can't take is dropped and counted, and refusals
-// of one kind are limited, so that a flood can't fill the disk.
+// never wait: what the writer can't take is dropped and counted, and problems of
+// one kind are limited, so that a flood can't fill the disk.
 type AccessLog struct {
+	all     bool
 	handler    slog.Handler
 	limits     refusalLimits
 	queue      chan Entry
@@ -37,14 +40,23 @@ type AccessLog struct {
 	written    atomic.Uint64
 }
 
+// AccessOptions configure an AccessLog.
+type AccessOptions struct {
+	Format string // FormatText or FormatJSON
+	// All: each connection when it ends; else only those that were refused
+	// or ended early.
+	All bool
+}
+
 // NewAccessLog returns a log that writes to w until Close. w must accept
 // writes from a goroutine of the log's own.
-func NewAccessLog(w io.Writer, format string) (*AccessLog, error) {
-	handler, err := NewLogHandler(w, format, slog.LevelInfo)
+func NewAccessLog(w io.Writer, o AccessOptions) (*AccessLog, error) {
+	handler, err := NewLogHandler(w, o.Format, slog.LevelInfo)
 	if err != nil {
 		return nil, err
 	}
 	l := &AccessLog{
+		all:     o.All,
 		handler: handler,
 		limits:  refusalLimits{kinds: make(map[refusalKind]*bucket)},
 		queue:   make(chan Entry, accessQueue),
@@ -69,7 +81,19 @@ func (l *AccessLog) write(e *Entry) {
 	}
 }
 
-func (l *AccessLog) refused(e *Entry) {
+// wants reports whether a connection that ended for a reason is written.
+func (l *AccessLog) wants(r reason.Reason) bool { return l.all || r != reason.None }
+
+func (l *AccessLog) closed(e *Entry) {
+	if l.all {
+		l.write(e)
+	} else {
+		l.limited(e)
+	}
+}
+
+// limited writes unless too many of the kind were written just now.
+func (l *AccessLog) limited(e *Entry) {
 	ok, suppressed := l.limits.allow(e)
 	if !ok {
 		l.suppressed.Add(1)
@@ -120,7 +144,7 @@ func (l *AccessLog) emit(e *Entry) {
 
 func (l *AccessLog) emitSuppressed(now time.Time) {
 	for _, s := range l.limits.takeSuppressed(now) {
-		line := slog.NewRecord(now, slog.LevelWarn, "refusals suppressed", 0)
+		line := slog.NewRecord(now, slog.LevelWarn, "entries suppressed", 0)
 		line.AddAttrs(
 			slog.String("direction", string(s.kind.direction)), slog.String("source", s.kind.source),
 			slog.String("reason", s.kind.reason.String()), slog.Uint64("suppressed", s.count))
@@ -133,7 +157,7 @@ func (l *AccessLog) emitSuppressed(now time.Time) {
 var (
 	accessWrittenDesc    = desc("access_log_entries_total", "Entries of the access log that were written.")
 	accessDroppedDesc    = desc("access_log_dropped_total", "Entries of the access log that were dropped because the writer was too slow or broken.")
-	accessSuppressedDesc = desc("access_log_suppressed_total", "Refusals that were not logged because there were too many of their kind.")
+	accessSuppressedDesc = desc("access_log_suppressed_total", "Entries that were not written because there were too many of their kind.")
 )
 
 type accessLogCollector struct{ l *AccessLog }

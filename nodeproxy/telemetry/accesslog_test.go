@@ -33,7 +33,7 @@ func full() Record {
 func TestAccessLogText(t *testing.T) {
 	now := newClock()
 	var out bytes.Buffer
-	l, err := NewAccessLog(&out, FormatText)
+	l, err := NewAccessLog(&out, AccessOptions{Format: FormatText, All: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ time=2026-01-02T03:04:06.500Z level=WARN msg="connection refused" direction=inbo
 
 func TestAccessLogJSON(t *testing.T) {
 	var out bytes.Buffer
-	l, err := NewAccessLog(&out, FormatJSON)
+	l, err := NewAccessLog(&out, AccessOptions{Format: FormatJSON, All: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,8 +76,32 @@ func TestAccessLogJSON(t *testing.T) {
 	}
 }
 
+func TestAccessLogOfProblems(t *testing.T) {
+	now := newClock()
+	var out bytes.Buffer
+	l, err := NewAccessLog(&out, AccessOptions{Format: FormatText})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New(Options{AccessLog: l, Now: now.Now})
+	s := m.Shard()
+	for range 100 {
+		var fine, broken Connection
+		s.Open(&fine, full())
+		fine.Close(reason.None, "")
+		s.Open(&broken, full())
+		broken.Close(reason.TunnelReset, "")
+	}
+	l.Close()
+	text := out.String()
+	if n := strings.Count(text, `msg="connection closed"`); n != refusalBurst || strings.Count(text, "reason=tunnel_reset") != n+1 ||
+		!strings.Contains(text, "suppressed=90") {
+		t.Errorf("%d lines:\n%s", n, text)
+	}
+}
+
 func TestLogFormat(t *testing.T) {
-	if _, err := NewAccessLog(io.Discard, "xml"); !errors.Is(err, ErrFormat) {
+	if _, err := NewAccessLog(io.Discard, AccessOptions{Format: "xml"}); !errors.Is(err, ErrFormat) {
 		t.Errorf("error: %v", err)
 	}
 	var out bytes.Buffer
@@ -97,7 +121,7 @@ func TestLogFormat(t *testing.T) {
 func TestRefusalsAreLimited(t *testing.T) {
 	now := newClock()
 	var out bytes.Buffer
-	l, err := NewAccessLog(&out, FormatText)
+	l, err := NewAccessLog(&out, AccessOptions{Format: FormatText, All: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +141,7 @@ func TestRefusalsAreLimited(t *testing.T) {
 	}
 	for _, want := range []string{
 		"another reason", "another workload", `detail="after a second" suppressed=90`,
-		`msg="refusals suppressed" direction=outbound source=noisy reason=policy_denied suppressed=1`,
+		`msg="entries suppressed" direction=outbound source=noisy reason=policy_denied suppressed=1`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
@@ -169,7 +193,7 @@ func (w stuckWriter) Write(p []byte) (int, error) {
 
 func TestStuckWriterHoldsNobodyUp(t *testing.T) {
 	w := stuckWriter{entered: make(chan struct{}, 1), release: make(chan struct{})}
-	l, err := NewAccessLog(w, FormatText)
+	l, err := NewAccessLog(w, AccessOptions{Format: FormatText, All: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +219,7 @@ type brokenWriter struct{}
 func (brokenWriter) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
 
 func TestBrokenWriterIsCounted(t *testing.T) {
-	l, err := NewAccessLog(brokenWriter{}, FormatText)
+	l, err := NewAccessLog(brokenWriter{}, AccessOptions{Format: FormatText})
 	if err != nil {
 		t.Fatal(err)
 	}

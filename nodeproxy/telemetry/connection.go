@@ -81,9 +81,9 @@ func (c *Connection) Close(r reason.Reason, detail string) {
 	if m.watchers.any() {
 		m.watchers.send(Event{Kind: EventClosed, Time: m.now(), Connection: c.View(), Reason: r, Detail: detail})
 	}
-	if m.accessLog != nil {
+	if m.accessLog != nil && m.accessLog.wants(r) {
 		now := m.now()
-		m.accessLog.write(&Entry{
+		m.accessLog.closed(&Entry{
 			Record: c.record, Time: now, Reason: r, Detail: detail,
 			Sent: c.sent.Load(), Received: c.received.Load(), Duration: now.Sub(c.opened),
 		})

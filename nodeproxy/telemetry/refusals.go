@@ -25,7 +25,7 @@ func (m *Metrics) Refused(r Record, why reason.Reason, detail string) {
 		})
 	}
 	if m.accessLog != nil {
-		m.accessLog.refused(&Entry{Record: r, Time: m.now(), Refused: true, Reason: why, Detail: detail})
+		m.accessLog.limited(&Entry{Record: r, Time: m.now(), Refused: true, Reason: why, Detail: detail})
 	}
 }
 
