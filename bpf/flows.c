@@ -209,6 +209,9 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	if (!value.workload)
 		value.workload = listener_workload(tcp);
 	key.netns = netns_cookie(tcp);
+	/* What listens elsewhere is found when the namespace is attached. */
+	if (!bpf_map_lookup_elem(&namespaces, &key.netns))
+		return;
 	local_address(ctx, &key.address);
 	slot = key.address.port >> 6;
 	filter = bpf_map_lookup_elem(&port_filter, &slot);

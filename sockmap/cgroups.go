@@ -5,6 +5,8 @@ package sockmap
 import (
 	"errors"
 	"fmt"
+	"path"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -41,10 +43,10 @@ func (c *cgroups) scan(r *rules) error {
 	}
 	c.seen = make(map[uint64]uint32)
 	var nearest []uint32 // workload at each depth of the current path
-	err = cgroup.Walk(c.root.dir.Name(), func(path string, id uint64) error {
+	err = cgroup.Walk(c.root.dir.Name(), func(p string, id uint64) error {
 		delete(dead, id)
-		depth := level(path)
-		workload := r.match(path)
+		depth := level(p)
+		workload := r.match(p)
 		// Depth grows by one at most, but begins at the root's.
 		for len(nearest) <= depth {
 			nearest = append(nearest, 0)
@@ -100,4 +102,30 @@ func (c *cgroups) remove(id uint64) error {
 		return fmt.Errorf("dismiss cgroup: %w", err)
 	}
 	return nil
+}
+
+// find returns the workload of a cgroup that is younger than the last scan: that
+// of its nearest enrolled ancestor.
+func (c *cgroups) find(id uint64) uint32 {
+	p, err := cgroup.Path(id)
+	if err != nil {
+		return 0 // gone, with its processes
+	}
+	below := strings.TrimPrefix(p, c.root.path)
+	if below == p && c.root.path != "" {
+		return 0 // not ours
+	}
+	for ; ; below = path.Dir(below) {
+		id, err := cgroup.ID(c.root.dir.Name() + below)
+		if err != nil {
+			return 0
+		}
+		var workload uint32
+		if c.m.Lookup(id, &workload) == nil {
+			return workload
+		}
+		if below == "/" || below == "" {
+			return 0
+		}
+	}
 }

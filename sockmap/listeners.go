@@ -35,11 +35,14 @@ func (c *Capture) listening() (map[bpf.CapturePortKey]uint32, error) {
 }
 
 // owner returns the workload that a listener belongs to: that of the cgroup in
-// which its socket was made, or of its user. Cgroups are those of the last
-// scan; what came later met the kernel's own hook.
+// which its socket was made, or of its user.
 func (c *Capture) owner(l *sockdiag.Listener) uint32 {
-	if w, ok := c.cgroups.seen[l.CgroupID]; ok && w != 0 {
-		return w
+	w, ok := c.cgroups.seen[l.CgroupID]
+	if !ok {
+		w = c.cgroups.find(l.CgroupID)
 	}
-	return c.rules.users[l.UID]
+	if w == 0 {
+		w = c.rules.users[l.UID]
+	}
+	return w
 }

@@ -16,13 +16,6 @@ import (
 // The kernel learns the latter from listen(2); user space adds listeners that
 // are older than the capture and takes out those that are gone.
 
-// listener is a TCP listener as INET_DIAG tells.
-type listener struct {
-	address bpf.CaptureAddress
-	cgroup  uint64
-	uid     uint32
-}
-
 // reconcilePorts brings the guarded ports into line with the declared ones and
 // with who listens in the attached namespaces.
 func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
@@ -44,6 +37,9 @@ func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
 	}
 	stale := false
 	for key := range before {
+		if ns := c.namespaces[key.Netns]; ns != nil && ns.fd == nil {
+			continue // nobody can look there yet
+		}
 		_, isDeclared := declared[key]
 		_, isListening := listening[key]
 		if isDeclared || isListening {
@@ -66,42 +62,57 @@ func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
 	return c.guardPorts(declared, listening, nil)
 }
 
-// guardPorts writes what is declared or listened on, before it is filtered for.
+// guardPorts writes what is declared or listened on.
 func (c *Capture) guardPorts(declared, listening map[bpf.CapturePortKey]uint32, have map[bpf.CapturePortKey]bpf.CapturePort) error {
-	want := make(map[bpf.CapturePortKey]bpf.CapturePort)
-	for key, workload := range listening {
-		anywhere := bpf.CapturePortKey{Netns: key.Netns, Address: bpf.CaptureAddress{Port: key.Address.Port}}
-		if _, ok := declared[anywhere]; ok && workload == 0 {
-			continue // the configuration knows better
-		}
-		want[key] = bpf.CapturePort{Workload: workload, Flags: bpf.CapturePortFlagsPORT_LEARNED}
-	}
-	for key, workload := range declared {
-		p := want[key]
-		if p.Workload == 0 {
-			p.Workload = workload
-		}
-		p.Flags |= bpf.CapturePortFlagsPORT_DECLARED
-		want[key] = p
-	}
-	for key, p := range want {
+	for key, p := range c.wantPorts(declared, listening) {
 		if p == have[key] {
 			continue
 		}
-		if err := c.kernel.maps[bpf.CaptureMapPorts].Update(key, p, ebpf.UpdateAny); err != nil {
+		how := ebpf.UpdateAny
+		if p.Workload == 0 {
+			how = ebpf.UpdateNoExist // the kernel saw the listener and knows better
+		}
+		err := c.kernel.maps[bpf.CaptureMapPorts].Update(key, p, how)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return fmt.Errorf("guard port: %w", err)
 		}
 	}
-	for key, p := range want {
-		if p.Workload == 0 {
+	return nil
+}
+
+// wantPorts merges what is declared with who listens, and makes sk_lookup look
+// at these ports more closely.
+func (c *Capture) wantPorts(declared, listening map[bpf.CapturePortKey]uint32) map[bpf.CapturePortKey]bpf.CapturePort {
+	want := make(map[bpf.CapturePortKey]bpf.CapturePort)
+	for key, workload := range declared {
+		want[key] = bpf.CapturePort{Workload: workload, Flags: bpf.CapturePortFlagsPORT_DECLARED}
+	}
+	for key, workload := range listening {
+		if workload == 0 {
 			continue
 		}
-		// The filter only grows: a port too many costs a lookup. A byte of
-		// it is stored, as the kernel does, so that neither loses the
-		// other's.
+		p := want[key]
+		p.Workload = workload
+		p.Flags |= bpf.CapturePortFlagsPORT_LEARNED
+		want[key] = p
+	}
+	// The filter only grows: a port too many costs a lookup. A byte of it is
+	// stored, as the kernel does, so that neither loses the other's.
+	for key := range want {
 		c.portFilter[key.Address.Port] = 1
 	}
-	return nil
+	// Somebody else's listener matters on a port that is a workload's at
+	// another address, unless the configuration says whose the port is.
+	for key, workload := range listening {
+		if workload != 0 || c.portFilter[key.Address.Port] == 0 {
+			continue
+		}
+		anywhere := bpf.CapturePortKey{Netns: key.Netns, Address: bpf.CaptureAddress{Port: key.Address.Port}}
+		if _, ok := declared[anywhere]; !ok {
+			want[key] = bpf.CapturePort{Flags: bpf.CapturePortFlagsPORT_LEARNED}
+		}
+	}
+	return want
 }
 
 func (c *Capture) forgetPorts(netns uint64) error {
