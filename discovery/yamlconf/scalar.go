@@ -185,7 +185,7 @@ func (v Value) TrustDomain() spiffeid.TrustDomain {
 func (v Value) Label() string {
 	const allowed = "at most 63 of a-z, 0-9 and -, with - neither first nor last"
 	s, ok := v.scalar(allowed, "!!str")
-	if ok && !isLabel(s) {
+	if ok && !IsLabel(s) {
 		v.reject(allowed)
 		return ""
 	}
@@ -200,14 +200,15 @@ func (v Value) Hostname() string {
 		return ""
 	}
 	_, notAddr := netip.ParseAddr(s)
-	if len(s) > 253 || notAddr == nil || slices.ContainsFunc(strings.Split(s, "."), func(l string) bool { return !isLabel(l) }) {
+	if len(s) > 253 || notAddr == nil || slices.ContainsFunc(strings.Split(s, "."), func(l string) bool { return !IsLabel(l) }) {
 		v.reject(allowed)
 		return ""
 	}
 	return s
 }
 
-func isLabel(s string) bool {
+// IsLabel reports whether s is a DNS label in lower case.
+func IsLabel(s string) bool {
 	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
 		return false
 	}
