@@ -28,6 +28,9 @@ func (c *Capture) listening() (map[bpf.CapturePortKey]uint32, error) {
 		}
 		for i := range listeners {
 			l := &listeners[i]
+			if c.opts.Ports.has(l.Address.Port()) {
+				continue // whoever owns the proxy's process
+			}
 			found[bpf.CapturePortKey{Netns: cookie, Address: toAddress(l.Address)}] = c.owner(l)
 		}
 	}

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/meshproxy/meshproxy/bpf"
@@ -148,9 +146,9 @@ func captureSpec(root *cgroupRoot, opts *Options) (*ebpf.CollectionSpec, error) 
 	}
 	spec.Maps[bpf.CaptureMapFlows].MaxEntries = opts.MaxFlows
 	constants := map[string]any{
-		"have_set_retval": has(ebpf.CGroupSockAddr, asm.FnSetRetval),
-		"have_pid":        has(ebpf.CGroupSockAddr, asm.FnGetCurrentPidTgid),
-		"have_probe_read": has(ebpf.SockOps, asm.FnProbeReadKernel),
+		"have_set_retval": flag(opts.features.setRetval),
+		"have_pid":        flag(opts.features.pid),
+		"have_probe_read": flag(opts.features.probeRead),
 		"root_length":     uint32(len(root.path)),
 	}
 	return spec, setConstants(spec, constants)
@@ -168,14 +166,6 @@ func setConstants(spec *ebpf.CollectionSpec, constants map[string]any) error {
 		}
 	}
 	return nil
-}
-
-// has says 1 only when the helper is certainly there: every use has a fallback.
-func has(t ebpf.ProgramType, helper asm.BuiltinFunc) uint8 {
-	if features.HaveProgramHelper(t, helper) == nil {
-		return 1
-	}
-	return 0
 }
 
 // pinnedMaps opens the maps of the spec that are pinned in dir and still have

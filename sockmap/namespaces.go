@@ -11,8 +11,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -116,7 +114,7 @@ func (c *Capture) loadInbound(cookie uint64) (*ebpf.Program, error) {
 	}
 	err = setConstants(spec, map[string]any{
 		"netns":                cookie,
-		"have_ingress_ifindex": hasIngressIfindex(),
+		"have_ingress_ifindex": flag(c.opts.features.ingressIfindex),
 	})
 	if err != nil {
 		return nil, err
@@ -135,30 +133,6 @@ func (c *Capture) loadInbound(cookie uint64) (*ebpf.Program, error) {
 		return nil, fmt.Errorf("load inbound program: %w", err)
 	}
 	return objs.Inbound, nil
-}
-
-// hasIngressIfindex tells whether sk_lookup's context has ingress_ifindex
-// (5.17, f89315650ba3): the field is checked against the kernel's own type.
-func hasIngressIfindex() uint8 {
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		return 0
-	}
-	var ctx *btf.Struct
-	if err := kernel.TypeByName("bpf_sk_lookup", &ctx); err != nil {
-		// The context's type need not be in BTF: go by version.
-		v, err := features.LinuxVersionCode()
-		if err == nil && v >= 5<<16|17<<8 {
-			return 1
-		}
-		return 0
-	}
-	for _, m := range ctx.Members {
-		if m.Name == "ingress_ifindex" {
-			return 1
-		}
-	}
-	return 0
 }
 
 // DetachNetNS takes a namespace out of the mesh: workloads in it are refused

@@ -45,6 +45,11 @@ type Ports struct {
 	DNS          uint16 // UDP and TCP
 }
 
+func (p Ports) has(port uint16) bool {
+	return port != 0 && (port == p.Outbound || port == p.InboundPlain || port == p.InboundHBONE ||
+		port == p.InboundMTLS || port == p.DNS)
+}
+
 // Options say where the capture works and what it is called.
 type Options struct {
 	// CgroupRoot is the absolute path of a cgroup2 directory: the mount's own
@@ -65,6 +70,9 @@ type Options struct {
 	MaxFlows uint32
 	// Logger is required.
 	Logger *slog.Logger
+
+	// features are those of the kernel, unless a test wants less.
+	features *kernelFeatures
 }
 
 func (o *Options) complete() error {
@@ -73,6 +81,9 @@ func (o *Options) complete() error {
 	}
 	if o.MaxFlows == 0 {
 		o.MaxFlows = DefaultMaxFlows
+	}
+	if o.features == nil {
+		o.features = probeFeatures()
 	}
 	if o.Logger == nil {
 		return errors.New("no logger")
