@@ -150,9 +150,13 @@ func (m *Merger) prime(last *mesh.BuildInput) {
 		}
 		for _, state := range last.Sources {
 			if state.Name == v.state.Name && state.Ready {
+				since := last.Built
+				if state.Stale {
+					since = state.Since
+				}
 				v.update(u)
-				v.fresh(last.Built)
-				v.failed(last.Built, errFromDisk)
+				v.fresh(since)
+				v.failed(since, errFromDisk)
 			}
 		}
 	}
