@@ -29,7 +29,7 @@ type end struct {
 	pair  *pair
 	reg   loop.Registration
 	queue *queue // from the other end, not yet taken by this socket
-	state state  // readable, hungUp, resuming, blocked, gotEnd (it sent FIN), shut (it was sent FIN)
+	state state  // readable, unsure, resuming, blocked, gotEnd (it sent FIN), shut (it was sent FIN)
 }
 
 const (
@@ -43,7 +43,7 @@ func (s *Relays) join(src, dst loop.Registration, r *Route) {
 	enlist(&s.members, p)
 	for i, reg := range [...]loop.Registration{src, dst} {
 		e := &p.ends[i]
-		e.pair, e.reg, e.state = p, reg, readable
+		e.pair, e.reg, e.state = p, reg, readable|unsure
 		reg.SetHandler(e)
 	}
 	p.ends[source].pull()
@@ -73,7 +73,7 @@ func (e *end) Ready(ev loop.Events) {
 	if ev.Has(loop.Input) && !e.pair.dead {
 		e.state |= readable
 		if ev.Has(loop.PeerClosed | loop.Hangup | loop.Failed) {
-			e.state |= hungUp
+			e.state |= unsure
 		}
 		e.pull()
 		if ev.Has(loop.Failed) && !e.pair.dead {
@@ -111,7 +111,7 @@ func (e *end) pull() {
 	n, errno := loop.Read(e.reg.FD(), buf)
 	switch {
 	case errno == unix.EAGAIN:
-		e.state &^= readable
+		e.state &^= readable | unsure
 		return
 	case errno != 0:
 		e.failed(fmt.Errorf("read: %w", errno))
@@ -122,7 +122,7 @@ func (e *end) pull() {
 		return
 	}
 	e.count(n)
-	if n == len(buf) || e.is(hungUp) {
+	if n == len(buf) || e.is(unsure) {
 		e.again()
 	} else {
 		e.state &^= readable

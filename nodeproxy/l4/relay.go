@@ -39,7 +39,7 @@ type state uint16
 const (
 	inbound  state = 1 << iota // the stream is the source
 	readable                   // the socket may have more
-	hungUp                     // the socket's end is near: a short read proves nothing
+	unsure                     // a FIN may have come: a short read doesn't prove that nothing is left
 	resuming                   // on the loop's ready list
 	blocked                    // the socket takes no more
 	sentEnd                    // the application's FIN is passed on
@@ -59,8 +59,8 @@ func (s *Relays) establish(r *relay) {
 	if !r.queue.empty() {
 		r.drain()
 	}
-	// What happened before has been heard by others, so look for oneself.
-	r.state |= readable
+	// What happened before, a FIN perhaps, has been heard by others.
+	r.state |= readable | unsure
 	r.pull()
 }
 
@@ -78,7 +78,7 @@ func (r *relay) Ready(ev loop.Events) {
 	if ev.Has(loop.Input) && !r.is(dead) {
 		r.state |= readable
 		if ev.Has(loop.PeerClosed | loop.Hangup | loop.Failed) {
-			r.state |= hungUp
+			r.state |= unsure
 		}
 		r.pull()
 		if ev.Has(loop.Failed) && !r.is(dead) {
@@ -121,7 +121,7 @@ func (r *relay) pull() {
 	r.stream.Commit(max(n, 0))
 	switch {
 	case e == unix.EAGAIN:
-		r.state &^= readable
+		r.state &^= readable | unsure
 	case e != 0:
 		r.appFailed(fmt.Errorf("read: %w", e))
 	case n == 0:
@@ -131,7 +131,7 @@ func (r *relay) pull() {
 		r.finish()
 	default:
 		r.count(n, r.is(inbound))
-		if n == room || r.is(hungUp) {
+		if n == room || r.is(unsure) {
 			r.again()
 		} else {
 			// Less than there was room for: the socket is empty, and the next
