@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshproxy/meshproxy/tests/bench/load"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "role" {
+		if err := role(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestJudge(t *testing.T) {
+	higher := figure{"throughput", "GB/s", true, bestPeer, 1.5}
+	lower := figure{"cpu", "s", false, bestPeer, 0.7}
+	one := figure{"connections", "1/s", true, "envoy-h2", 2}
+	fixed := figure{"memory", "KiB", false, absolute, 2}
+	for _, tc := range []struct {
+		name    string
+		figure  figure
+		medians map[string]float64
+		against string
+		ratio   float64
+		met     bool
+	}{
+		{"the best is the highest", higher, map[string]float64{"meshproxy": 3, "haproxy": 1, "envoy-h2": 2}, "envoy-h2", 1.5, true},
+		{"direct is no peer", higher, map[string]float64{"meshproxy": 3, "direct": 100, "haproxy": 1}, "haproxy", 3, true},
+		{"the best is the lowest", lower, map[string]float64{"meshproxy": 3, "haproxy": 4, "envoy-h2": 9}, "haproxy", 0.75, false},
+		{"a peer by name", one, map[string]float64{"meshproxy": 300, "haproxy": 900, "envoy-h2": 100}, "envoy-h2", 3, true},
+		{"that peer is missing", one, map[string]float64{"meshproxy": 300, "haproxy": 1}, "envoy-h2", 0, false},
+		{"absolute", fixed, map[string]float64{"meshproxy": 2, "haproxy": 30}, "", 0, true},
+		{"absolute, missed", fixed, map[string]float64{"meshproxy": 2.1}, "", 0, false},
+		{"not measured", lower, map[string]float64{"haproxy": 4}, "haproxy", 0, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := tc.figure.judge(tc.medians, "")
+			if o.Against != tc.against || o.Met == nil || *o.Met != tc.met {
+				t.Errorf("outcome: %+v, met %v", o, *o.Met)
+			}
+			switch {
+			case tc.ratio == 0 && o.Ratio != nil:
+				t.Errorf("ratio %g, want none", *o.Ratio)
+			case tc.ratio != 0 && (o.Ratio == nil || *o.Ratio != tc.ratio):
+				t.Errorf("ratio %v, want %g", o.Ratio, tc.ratio)
+			}
+		})
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, tc := range []struct {
+		values []float64
+		want   float64
+	}{
+		{[]float64{7}, 7},
+		{[]float64{9, 1, 2}, 2},
+		{[]float64{4, 1, 3, 2}, 2.5},
+	} {
+		if got := median(tc.values); got != tc.want {
+			t.Errorf("median of %v is %g, want %g", tc.values, got, tc.want)
+		}
+	}
+}
+
+func TestNotes(t *testing.T) {
+	if _, err := readNotes(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMeasure runs the benchmark with the peers that need nothing installed.
+func TestMeasure(t *testing.T) {
+	s, err := newSite(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	s.descriptors = 4096
+	h := &harness{site: s, samples: samples{}, peers: []peer{direct{}, tlsPair{}}, plan: plan{
+		rounds: 1, idle: 50,
+		window: load.Window{Warm: 20 * time.Millisecond, Length: 50 * time.Millisecond},
+	}}
+	if err := h.measure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.failures) > 0 {
+		t.Fatal(h.failures)
+	}
+	all := h.samples.outcomes(map[string]string{"rtt_1_p50": "a note"})
+	for _, o := range all {
+		if o.Name == "rss_1000_workloads" {
+			continue
+		}
+		if v := o.Peers["go-tls"]; v <= 0 {
+			t.Errorf("%s of go-tls is %g", o.Name, v)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "tests", "bench"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := describe(t.Context(), s, h.peers, h.plan)
+	if err := write(dir, m, all); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "BENCHMARKS.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"| rtt_1_p50 |", "a note", m.Kernel, m.CPU} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("BENCHMARKS.md lacks %q", want)
+		}
+	}
+}
+
+// TestManyWorkloads plays the workloads without a mesh.
+func TestManyWorkloads(t *testing.T) {
+	s, err := newSite(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	end, err := playMany(t.Context(), s, 7)
+	defer end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.a.Cgroup("many", "6")); err != nil {
+		t.Errorf("the last workload has no cgroup: %v", err)
+	}
+	if got := strings.Count(manyMesh(s, 7), "\n"); got != 3+1+14+1+7 {
+		t.Errorf("mesh of %d lines:\n%s", got, manyMesh(s, 7))
+	}
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+)
+
+// meshproxy is the product on both hosts. The client is a workload whose
+// connection to the server's own address is captured; the server is one that
+// listened before the node started.
+type meshproxy struct{}
+
+const meshproxyName = "meshproxy"
+
+func (meshproxy) name() string { return meshproxyName }
+
+func (meshproxy) version(ctx context.Context, s *site) string {
+	out, _ := exec.CommandContext(ctx, s.product, "version").Output()
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line
+}
+
+const benchMesh = `nodes:
+- {name: a, address: %[1]s}
+- {name: b, address: %[2]s}
+workloads:
+- {name: client, node: a, match: [{cgroup: %[3]s}]}
+- {name: server, node: b, match: [{cgroup: %[4]s}]}
+services:
+- name: server
+  ports: [{port: %[5]d}]
+  endpoints: [{node: b, port: %[5]d}]
+authorization: {default: deny}
+policies:
+- name: client-to-server
+  action: allow
+  from: [{identity: %[6]s}]
+  to: [{service: server}]
+`
+
+// benchExtra is for nodes that carry more than a usual one.
+const benchExtra = `defaults: {maxConnectionsPerWorkload: 100000}
+log: {level: warn, access: off}
+drainTimeout: 1s
+`
+
+func (meshproxy) start(ctx context.Context, s *site) (*instance, error) {
+	const workload = "workload"
+	text := fmt.Sprintf(benchMesh, s.a.Addr4(), s.b.Addr4(),
+		meshnode.CgroupPath(s.topology, s.a.Namespace, workload),
+		meshnode.CgroupPath(s.topology, s.b.Namespace, "server"),
+		serverPort, meshnode.Identity("client"))
+	nodes, err := startNodes(ctx, s, text)
+	if err != nil {
+		return nil, err
+	}
+	in := &instance{target: s.serverAddr(), client: workload, descriptorsPerConnection: 1, stop: nodes.leave}
+	for i, h := range s.topology.Hosts() {
+		in.proxies = append(in.proxies, proxyProcess{nodes[i].Process, h.Cgroup(meshnode.Cgroup)})
+	}
+	return in, nil
+}
+
+// meshNodes are the nodes of both hosts.
+type meshNodes []*meshnode.Node
+
+// startNodes starts a node on each host, with the same mesh.
+func startNodes(ctx context.Context, s *site, mesh string) (meshNodes, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	path, err := s.write("mesh.yaml", mesh)
+	if err != nil {
+		return nil, err
+	}
+	ca := filepath.Join(s.topology.Dir(), "ca")
+	if _, err := os.Stat(ca); errors.Is(err, os.ErrNotExist) {
+		if err := meshnode.InitCA(ca); err != nil {
+			return nil, err
+		}
+	}
+	var nodes meshNodes
+	for _, h := range s.topology.Hosts() {
+		n, err := meshnode.Start(ctx, meshnode.Options{
+			Host: h, Program: []string{s.product}, MeshFile: path, CADir: ca, Extra: benchExtra,
+		})
+		if err != nil {
+			return nil, errors.Join(err, nodes.leave(ctx))
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, nil
+}
+
+// leave ends the nodes and what they keep in the kernel, so that the next
+// peer runs without.
+func (m meshNodes) leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	var errs []error
+	for _, n := range m {
+		errs = append(errs, n.Leave(ctx))
+	}
+	return errors.Join(errs...)
+}
