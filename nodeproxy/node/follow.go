@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
+	"github.com/meshproxy/meshproxy/sockmap"
+)
+
+// resync is how often the kernel's state is compared with the snapshot even if
+// nothing changed: listeners and namespaces come and go without a word.
+const resync = 10 * time.Second
+
+// bypassed are the workloads that a command took out of the mesh.
+type bypassed struct {
+	mu    sync.Mutex
+	names map[mesh.Name]bool
+}
+
+func (b *bypassed) set(n mesh.Name, on bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.names == nil {
+		b.names = make(map[mesh.Name]bool)
+	}
+	if on {
+		b.names[n.Canonical()] = true
+	} else {
+		delete(b.names, n.Canonical())
+	}
+}
+
+func (b *bypassed) all() map[mesh.Name]bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := make(map[mesh.Name]bool, len(b.names))
+	for n := range b.names {
+		list[n] = true
+	}
+	return list
+}
+
+// follow puts snapshots in force as they come. It is the only goroutine that
+// changes what is in force.
+func (n *Node) follow(ctx context.Context) error {
+	changed, cancel := n.merger.Store().Subscribe()
+	n.tasks.Go(func() { _ = n.merger.Run(ctx) })
+	n.tasks.Go(func() {
+		defer cancel()
+		tick := time.NewTicker(resync)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+				n.putInForce(ctx)
+			case <-n.reloads.apply:
+				n.putInForce(ctx)
+			case <-tick.C:
+				n.namespaces.sweep()
+				n.applyCapture(ctx)
+			}
+		}
+	})
+	n.tasks.Go(func() { n.reload(ctx) })
+	n.tasks.Go(func() { n.feedWatchdog(ctx) })
+	return nil
+}
+
+// putInForce makes the snapshot of the store the one that decides: first for
+// the data path, then for the kernel, which leads connections there.
+func (n *Node) putInForce(ctx context.Context) {
+	s := n.merger.Store().Load()
+	if !anyReady(s) {
+		return // what an earlier process left in the kernel stays in force
+	}
+	c := n.settingsFile()
+	next := n.views.derive(s, c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload)
+	n.views.current.Store(next)
+	for _, w := range n.loops {
+		w.revalidate()
+	}
+	n.applyCapture(ctx)
+}
+
+func anyReady(s *mesh.Snapshot) bool {
+	for _, src := range s.Sources() {
+		if src.Ready {
+			return true
+		}
+	}
+	return false
+}
+
+// applyCapture tells the kernel. A failure leaves the state before, or a
+// mixture that the next attempt puts right; it is retried at every resync.
+func (n *Node) applyCapture(ctx context.Context) {
+	s := n.views.load().snapshot
+	if !anyReady(s) {
+		return
+	}
+	n.namespaces.find(ctx, s.Workloads(), n.cgroupMount)
+	err := n.capture.Apply(captureState(s, n.namespaces.cookieOf, n.bypassed.all()))
+	n.applyError.set(err)
+	if err != nil {
+		n.log.Error("apply snapshot to the kernel", "version", s.Version(), "error", err)
+		return
+	}
+	if !n.ready.Swap(true) {
+		n.becomeReady(s)
+	}
+}
+
+// becomeReady: capture is in force.
+func (n *Node) becomeReady(s *mesh.Snapshot) {
+	if err := n.capture.Heartbeat(); err != nil {
+		n.log.Error("write heartbeat", "error", err)
+	}
+	text := fmt.Sprintf("%d workloads, %d services", len(s.Workloads()), len(s.Services()))
+	n.log.Info("ready", "node", n.name, "workloads", len(s.Workloads()), "services", len(s.Services()), "took", time.Since(n.started).Round(time.Millisecond))
+	if err := n.manager.Ready(text); err != nil {
+		n.log.Warn("notify service manager", "error", err)
+	}
+}
+
+// feedWatchdog tells systemd that the loops turn, for as long as they do.
+func (n *Node) feedWatchdog(ctx context.Context) {
+	interval, err := n.manager.WatchdogInterval()
+	if err != nil {
+		n.log.Warn("read watchdog", "error", err)
+	}
+	if interval == 0 {
+		return
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := n.stuckLoop(); err != nil {
+				n.log.Error("not feeding the watchdog", "error", err)
+				continue
+			}
+			if err := n.manager.Alive(); err != nil {
+				n.log.Warn("feed watchdog", "error", err)
+			}
+		}
+	}
+}
+
+// watchKernel turns what happens in the kernel into logs, metrics, and
+// listeners for namespaces that nobody knew.
+func (n *Node) watchKernel() {
+	for e := range n.capture.Events() {
+		switch e := e.(type) {
+		case *sockmap.NetNSSeen:
+			if n.namespaces.own != nil && n.namespaces.seen(context.Background(), e) {
+				n.reloads.applySoon()
+			}
+		case *sockmap.CgroupEnrolled:
+			n.log.Debug("cgroup enrolled", "workload", e.Workload, "path", e.Path)
+		case *sockmap.CgroupGone:
+			n.log.Debug("cgroup gone", "workload", e.Workload, "cgroup", e.ID)
+		case *sockmap.Refused:
+			n.refusedInKernel(e)
+		}
+	}
+}
+
+func (n *Node) refusedInKernel(e *sockmap.Refused) {
+	why, inbound := kernelReason(e.Reason)
+	r := telemetry.Record{Direction: telemetry.Outbound, Source: display(e.Workload), Dialled: e.Address}
+	if inbound {
+		r = telemetry.Record{Direction: telemetry.Inbound, Path: telemetry.PathPlaintext, Destination: display(e.Workload), Client: e.Address}
+	}
+	n.metrics.Refused(r, why, "in the kernel: "+e.Reason.String())
+}
+
+// kernelReason is the reason of a refusal in the kernel, and whether it was of
+// an inbound connection.
+func kernelReason(r sockmap.Reason) (why reason.Reason, inbound bool) {
+	switch r {
+	case sockmap.ReasonProxyDown:
+		return reason.ProxyDown, false
+	case sockmap.ReasonNoListeners:
+		return reason.NamespaceUnready, false
+	case sockmap.ReasonUnknownPort:
+		return reason.UnknownPort, false
+	case sockmap.ReasonUnregistered:
+		return reason.EgressUnregistered, false
+	case sockmap.ReasonFlowsFull:
+		return reason.LimitFlows, false
+	case sockmap.ReasonNoMemory:
+		return reason.LimitMemory, false
+	case sockmap.ReasonPlaintext:
+		return reason.PlaintextRefused, true
+	case sockmap.ReasonLocal:
+		return reason.LocalDenied, true
+	default:
+		return reason.Internal, false
+	}
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
+)
+
+// provider is an identity provider that runs and can be looked at.
+type provider interface {
+	identity.Provider
+	Run(context.Context) error
+	Summary() identity.Summary
+}
+
+func (n *Node) startIdentity(ctx context.Context) (err error) {
+	if n.provider, err = openProvider(n.settingsFile(), n); err != nil {
+		return err
+	}
+	n.tasks.Go(func() {
+		if err := n.provider.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			n.log.Error("identity provider ended", "error", err)
+		}
+	})
+	return nil
+}
+
+// CADir is the directory of the embedded CA.
+func CADir(c *config.Config) string {
+	if c.Identity.Embedded.Dir != "" {
+		return c.Identity.Embedded.Dir
+	}
+	return filepath.Join(c.StateDir, "ca")
+}
+
+func openProvider(c *config.Config, n *Node) (provider, error) {
+	switch c.Identity.Provider {
+	case config.ProviderEmbedded:
+		p, err := embedded.Open(embedded.Options{
+			Dir: CADir(c), LeafTTL: c.Identity.Embedded.LeafTTL, Logger: n.log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		if td := p.TrustDomain(); td != c.Node.TrustDomain {
+			return nil, fmt.Errorf("the CA in %s is for trust domain %s, node.trustDomain is %s", CADir(c), td, c.Node.TrustDomain)
+		}
+		return p, nil
+	case config.ProviderFiles:
+		return nil, errors.New("files: not yet")
+	default:
+		return nil, fmt.Errorf("identity.provider %q is unknown", c.Identity.Provider)
+	}
+}

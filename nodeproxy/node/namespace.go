@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/loop"
+	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/cgroup"
+	"github.com/meshproxy/meshproxy/sockmap/netns"
+)
+
+// namespaceSweep is how often namespaces are looked at that nobody may be in
+// any more.
+const namespaceSweep = 10 * time.Second
+
+// namespace is a network namespace with workloads in it, and the proxy's
+// listeners there. The node's own is one of them.
+type namespace struct {
+	cookie    uint64
+	handle    *netns.Handle
+	listeners *listeners
+	accepting []func() // each stops accepting on one loop
+	own       bool
+	// source4 and source6 are what a socket of the namespace has as its
+	// address towards other nodes.
+	source4, source6 netip.Addr
+}
+
+// fd returns what packages netns and loop take for the namespace.
+func (n *namespace) fd() int {
+	if n.own {
+		return netns.Own
+	}
+	return n.handle.FD()
+}
+
+// socket makes a socket in the namespace.
+func (n *namespace) socket(to netip.Addr) (int, error) {
+	if n.own {
+		return loop.Socket(to)
+	}
+	family := unix.AF_INET
+	if to.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := netns.Socket(n.handle.FD(), family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return -1, err
+	}
+	// As loop.Socket does: small messages must not wait for the ACK of the
+	// one before.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	return fd, nil
+}
+
+// source returns the true source of a client: the address that it bound, or,
+// where it left the choice to the kernel and so got loopback, the one that the
+// kernel would have chosen without the mesh. family decides between IPv4 and
+// IPv6, since a server can only be shown an address of its own.
+func (n *namespace) source(client netip.AddrPort, family netip.Addr) netip.AddrPort {
+	a := client.Addr().Unmap()
+	if !a.IsLoopback() && a.Is4() == family.Is4() {
+		return netip.AddrPortFrom(a, client.Port())
+	}
+	of := n.source6
+	if family.Is4() {
+		of = n.source4
+	}
+	if !of.IsValid() {
+		return netip.AddrPortFrom(a, client.Port())
+	}
+	return netip.AddrPortFrom(of, client.Port())
+}
+
+// namespaces are all those that the node serves.
+type namespaces struct {
+	capture *sockmap.Capture
+	ports   sockmap.Ports
+	mark    control
+	log     *slog.Logger
+	// accept gives a namespace's listeners to the loops.
+	accept func(*namespace) error
+
+	mu         sync.RWMutex
+	byCookie   map[uint64]*namespace
+	byWorkload map[mesh.Name]uint64
+	own        *namespace
+}
+
+func newNamespaces(c *sockmap.Capture, ports sockmap.Ports, log *slog.Logger, accept func(*namespace) error) *namespaces {
+	return &namespaces{
+		capture: c, ports: ports, mark: c.Control, log: log, accept: accept,
+		byCookie:   make(map[uint64]*namespace),
+		byWorkload: make(map[mesh.Name]uint64),
+	}
+}
+
+// openOwn opens the node's own namespace.
+func (s *namespaces) openOwn(ctx context.Context) error {
+	h, err := netns.OfThread()
+	if err != nil {
+		return err
+	}
+	n, err := s.open(ctx, h, true)
+	if err != nil {
+		return err
+	}
+	s.own = n
+	return nil
+}
+
+// open makes a namespace part of the mesh: listeners first, then capture, so
+// that nothing is redirected to where nobody listens. It takes over h.
+func (s *namespaces) open(ctx context.Context, h *netns.Handle, own bool) (_ *namespace, err error) {
+	n := &namespace{handle: h, own: own}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	if n.cookie, err = netns.Cookie(n.fd()); err != nil {
+		return nil, err
+	}
+	err = netns.Do(n.fd(), func() (err error) {
+		n.source4, n.source6 = sourceAddress("192.0.2.1:9"), sourceAddress("[2001:db8::1]:9")
+		n.listeners, err = openListeners(ctx, s.ports, s.mark)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.accept(n); err != nil {
+		return nil, err
+	}
+	if _, err := s.capture.AttachNetNS(h.FD()); err != nil {
+		return nil, err
+	}
+	if n.listeners.plain != nil {
+		err = withFD(n.listeners.plain, func(fd int) error { return s.capture.SetInboundListener(n.cookie, fd) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byCookie[n.cookie] = n
+	return n, nil
+}
+
+// sourceAddress is the address that the kernel chooses towards another network
+// (RFC 5737 and 3849: nothing is sent there, connecting UDP sends nothing);
+// without a route, the first global one of an interface.
+func sourceAddress(towards string) netip.Addr {
+	to := netip.MustParseAddrPort(towards)
+	network := "udp6"
+	if to.Addr().Is4() {
+		network = "udp4"
+	}
+	if c, err := net.Dial(network, towards); err == nil {
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && p.Addr().Is4() == to.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// close gives up what open has done; for a namespace whose processes are gone.
+func (n *namespace) close() {
+	for _, stop := range n.accepting {
+		stop()
+	}
+	if n.listeners != nil {
+		n.listeners.Close()
+	}
+	if n.handle != nil {
+		n.handle.Close()
+	}
+}
+
+// Cookie returns the namespace with that cookie, or nil.
+func (s *namespaces) get(cookie uint64) *namespace {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.byCookie[cookie]
+}
+
+// of returns the namespace of a workload: the node's own unless another is
+// known.
+func (s *namespaces) of(w mesh.Name) *namespace {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if n := s.byCookie[s.byWorkload[w.Canonical()]]; n != nil {
+		return n
+	}
+	return s.own
+}
+
+// cookieOf is of for captureState: 0 stands for the node's own.
+func (s *namespaces) cookieOf(w mesh.Name) uint64 {
+	if n := s.of(w); n != s.own {
+		return n.cookie
+	}
+	return 0
+}
+
+// find opens the namespaces of the workloads: those that are configured, and
+// those that their processes are in. It reports whether anything changed.
+func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, root string) bool {
+	changed := false
+	for _, w := range workloads {
+		h, err := s.locate(w, root)
+		if err != nil {
+			s.log.Warn("find network namespace", "workload", w.Name, "error", err)
+		}
+		if h == nil {
+			continue
+		}
+		if s.join(ctx, w.Name, h) {
+			changed = true
+		}
+	}
+	return changed
+}
+
+// locate returns the namespace of a workload, nil when that is the node's own
+// or nobody knows yet.
+func (s *namespaces) locate(w *mesh.Workload, root string) (*netns.Handle, error) {
+	if w.NetNS != "" {
+		return netns.Open(w.NetNS)
+	}
+	for _, dir := range workloadCgroups(root, w) {
+		pids, err := cgroup.PIDs(dir)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		for _, pid := range pids {
+			h, err := netns.OfPID(pid)
+			if err == nil {
+				return h, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+// workloadCgroups are the directories of the cgroups that a workload's
+// selectors match.
+func workloadCgroups(root string, w *mesh.Workload) []string {
+	var dirs []string
+	_ = cgroup.Walk(root, func(path string, _ uint64) error {
+		if cgroup.Match(w.Selectors, path) {
+			dirs = append(dirs, root+path)
+		}
+		return nil
+	})
+	return dirs
+}
+
+// seen handles the kernel's report of a workload in a namespace without
+// listeners.
+func (s *namespaces) seen(ctx context.Context, e *sockmap.NetNSSeen) bool {
+	if e.PID == 0 || s.get(e.NetNS) != nil {
+		return false
+	}
+	h, err := netns.OfPID(e.PID)
+	if err != nil {
+		s.log.Debug("open network namespace of process", "pid", e.PID, "error", err)
+		return false
+	}
+	if cookie, err := netns.Cookie(h.FD()); err != nil || cookie != e.NetNS {
+		h.Close() // the pid belongs to somebody else by now
+		return false
+	}
+	return s.join(ctx, e.Workload, h)
+}
+
+// join notes that a workload is in the namespace of h, which it takes over, and
+// opens that if it is new.
+func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) bool {
+	cookie, err := netns.Cookie(h.FD())
+	if err != nil {
+		h.Close()
+		s.log.Warn("read cookie of network namespace", "workload", w, "error", err)
+		return false
+	}
+	if s.get(cookie) != nil {
+		h.Close()
+	} else {
+		if _, err := s.open(ctx, h, false); err != nil {
+			s.log.Warn("open network namespace", "workload", w, "error", err)
+			return false
+		}
+		s.log.Info("opened network namespace", "workload", w, "netns", cookie)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := w.Canonical()
+	if cookie == s.own.cookie {
+		_, was := s.byWorkload[name]
+		delete(s.byWorkload, name)
+		return was
+	}
+	if s.byWorkload[name] == cookie {
+		return false
+	}
+	s.byWorkload[name] = cookie
+	return true
+}
+
+// sweep closes the namespaces that nobody is in any more: the proxy's own
+// listeners would keep them alive for ever.
+func (s *namespaces) sweep() {
+	s.mu.RLock()
+	list := make([]*namespace, 0, len(s.byCookie))
+	for _, n := range s.byCookie {
+		if !n.own {
+			list = append(list, n)
+		}
+	}
+	s.mu.RUnlock()
+	for _, n := range list {
+		if pids, err := netns.Processes(n.fd()); err != nil || len(pids) > 0 {
+			continue
+		}
+		if mounted, err := netns.Mounted(n.fd()); err != nil || mounted {
+			continue
+		}
+		s.forget(n)
+	}
+}
+
+func (s *namespaces) forget(n *namespace) {
+	s.mu.Lock()
+	delete(s.byCookie, n.cookie)
+	for w, cookie := range s.byWorkload {
+		if cookie == n.cookie {
+			delete(s.byWorkload, w)
+		}
+	}
+	s.mu.Unlock()
+	if err := s.capture.DetachNetNS(n.cookie); err != nil && !errors.Is(err, sockmap.ErrUnknownNetNS) {
+		s.log.Warn("detach network namespace", "netns", n.cookie, "error", err)
+	}
+	n.close()
+	s.log.Info("closed network namespace", "netns", n.cookie)
+}
+
+// all returns the namespaces, the node's own first.
+func (s *namespaces) all() []*namespace {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list := []*namespace{}
+	for _, n := range s.byCookie {
+		list = append(list, n)
+	}
+	slices.SortFunc(list, func(a, b *namespace) int {
+		switch {
+		case a.own == b.own:
+			return int(int64(a.cookie) - int64(b.cookie))
+		case a.own:
+			return -1
+		default:
+			return 1
+		}
+	})
+	return list
+}
+
+// close ends all of them.
+func (s *namespaces) close() {
+	for _, n := range s.all() {
+		n.close()
+	}
+}
+
+var errNoNamespace = fmt.Errorf("network namespace is gone")

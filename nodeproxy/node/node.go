@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/discovery"
+	"github.com/meshproxy/meshproxy/discovery/diskcache"
+	"github.com/meshproxy/meshproxy/discovery/static"
+	"github.com/meshproxy/meshproxy/nodeproxy/admin"
+	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/nodeproxy/dns"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/nodeproxy/l4"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
+	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/systemd"
+)
+
+// Options are what a node is started with.
+type Options struct {
+	Config *config.Config
+	// Load reads the configuration again; Reload asks for that.
+	Load    func() (*config.Config, error)
+	Reload  <-chan struct{}
+	Version string
+	Log     *slog.Logger
+	Level   *slog.LevelVar
+	// Access takes the access log.
+	Access io.Writer
+}
+
+// Node is a running node.
+type Node struct {
+	options Options
+	name    string
+	log     *slog.Logger
+	started time.Time
+	conf    atomic.Pointer[config.Config]
+
+	metrics    *telemetry.Metrics
+	access     *telemetry.AccessLog
+	provider   provider
+	cache      *diskcache.Cache
+	static     *static.Source
+	capture    *sockmap.Capture
+	cgroupRoot string // where capture works
+	// cgroupMount is where the hierarchy of cgroupRoot is mounted.
+	cgroupMount string
+	merger      *discovery.Merger
+	views       *views
+	balancer    balancer
+	loops       []*worker
+	namespaces  *namespaces
+	tunnels     *tunnel.Server
+	resolver    *dns.Server
+	admin       *admin.Server
+	manager     systemd.Notifier
+
+	bypassed   bypassed
+	reloads    reloads
+	applyError lastError
+	ready      atomic.Bool // the first snapshot is in force
+	draining   atomic.Bool
+	tasks      sync.WaitGroup
+}
+
+// Run runs a node until ctx is done, then drains it. It returns nil after an
+// orderly stop. What is in the kernel stays there: see sockmap.Leave.
+func Run(ctx context.Context, o Options) (err error) {
+	n := &Node{options: o, name: o.Config.Node.Name, log: o.Log, started: time.Now()}
+	n.reloads = reloads{ask: make(chan struct{}), apply: make(chan struct{}, 1), loadedAt: n.started}
+	n.conf.Store(o.Config)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := n.start(ctx); err != nil {
+		stop()
+		n.stop()
+		return err
+	}
+	<-ctx.Done()
+	n.drain()
+	n.stop()
+	return nil
+}
+
+// start brings the node up in the order in which things rest on each other:
+// who we are, what we know, what carries, and last what leads connections to
+// us.
+func (n *Node) start(ctx context.Context) error {
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"telemetry", n.startTelemetry},
+		{"identity", n.startIdentity},
+		{"discovery", n.startDiscovery},
+		{"capture", n.startCapture},
+		{"loops", n.startLoops},
+		{"dns", n.startDNS},
+		{"listeners", n.startListeners},
+		{"admin", n.startAdmin},
+		{"mesh", n.follow},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("start %s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) startTelemetry(context.Context) (err error) {
+	c := n.settingsFile()
+	if n.options.Access != nil && c.Log.Access != config.AccessOff {
+		n.access, err = telemetry.NewAccessLog(n.options.Access, telemetry.AccessOptions{
+			Format: string(c.Log.Access), All: c.Log.AccessEntries == config.EntriesAll,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	n.metrics = telemetry.New(telemetry.Options{
+		Version: n.options.Version, AccessLog: n.access, Read: n.readings(), Log: n.log,
+	})
+	return nil
+}
+
+func (n *Node) startCapture(context.Context) error {
+	c := n.settingsFile()
+	var err error
+	if n.cgroupRoot, n.cgroupMount, err = ownCgroupRoot(c); err != nil {
+		return err
+	}
+	n.capture, err = sockmap.Open(sockmap.Options{
+		CgroupRoot: n.cgroupRoot, BPFFS: c.BPF.FS, Instance: c.BPF.Instance,
+		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.namespaces = newNamespaces(n.capture, portsOf(c), n.log, n.acceptIn)
+	n.tasks.Go(n.watchKernel)
+	return nil
+}
+
+func portsOf(c *config.Config) sockmap.Ports {
+	return sockmap.Ports{
+		Outbound: c.Listeners.Outbound, InboundPlain: c.Listeners.InboundPlain,
+		InboundHBONE: c.Listeners.InboundHBONE.Port(), DNS: c.Listeners.DNS,
+	}
+}
+
+// startListeners opens the node's own namespace and the tunnels' listener.
+func (n *Node) startListeners(ctx context.Context) error {
+	if err := n.namespaces.openOwn(ctx); err != nil {
+		return err
+	}
+	n.tunnels = n.newTunnelServer()
+	at := n.settingsFile().Listeners.InboundHBONE
+	ln, err := listenTCP(ctx, listenAddress(at), n.capture.Control)
+	if err != nil {
+		return err
+	}
+	defer ln.Close() // the server has a descriptor of its own
+	return withFD(ln, n.tunnels.Listen)
+}
+
+// listenAddress: an unspecified IPv4 address means both families.
+func listenAddress(at netip.AddrPort) string {
+	if at.Addr() == netip.IPv4Unspecified() || !at.Addr().IsValid() {
+		return fmt.Sprintf(":%d", at.Port())
+	}
+	return at.String()
+}
+
+// acceptIn gives the listeners of a namespace to every loop, and its resolver
+// sockets to the DNS proxy.
+func (n *Node) acceptIn(ns *namespace) error {
+	for _, w := range n.loops {
+		if err := w.listen(ns); err != nil {
+			return err
+		}
+	}
+	return n.serveDNS(ns)
+}
+
+// socketFrom makes sockets of a namespace that are the proxy's own; client, if
+// valid, is whom the server sees.
+func (n *Node) socketFrom(netns uint64, client netip.AddrPort) l4.SocketFunc {
+	return func(to netip.AddrPort) (int, error) {
+		ns := n.namespaces.get(netns)
+		if ns == nil {
+			return -1, reason.Wrap(reason.NamespaceUnready, errNoNamespace)
+		}
+		fd, err := ns.socket(to.Addr())
+		if err != nil {
+			return -1, err
+		}
+		if client.IsValid() && client.Addr().Is4() == to.Addr().Is4() {
+			err = n.capture.OwnSocketWithSource(fd, client)
+		} else {
+			err = n.capture.OwnSocket(fd)
+		}
+		if err != nil {
+			_ = unix.Close(fd)
+			return -1, err
+		}
+		return fd, nil
+	}
+}
+
+// beginDrain takes nothing new. Capture is told first that the proxy goes, so
+// that new connections are refused at once or go direct, as each workload wants
+// it.
+func (n *Node) beginDrain() {
+	if n.draining.Swap(true) {
+		return
+	}
+	if err := n.manager.Stopping(); err != nil {
+		n.log.Debug("notify service manager", "error", err)
+	}
+	if err := n.capture.Retire(); err != nil {
+		n.log.Warn("retire", "error", err)
+	}
+}
+
+// drain lets open connections finish, for as long as is configured.
+func (n *Node) drain() {
+	n.beginDrain()
+	limit := n.settingsFile().DrainTimeout
+	n.log.Info("draining", "timeout", limit, "connections", len(n.metrics.Connections(nil)))
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	for _, w := range n.loops {
+		w.drain()
+	}
+	if err := n.tunnels.Drain(ctx); err != nil {
+		n.log.Info("drain timeout is over", "error", err)
+	}
+	n.awaitIdle(ctx)
+}
+
+// awaitIdle waits until no connection is open or ctx ends.
+func (n *Node) awaitIdle(ctx context.Context) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		open := 0
+		for _, w := range n.loops {
+			open += w.open()
+		}
+		if open == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			n.log.Warn("closing connections that did not finish", "connections", open)
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// stop releases what start took, as far as that got.
+func (n *Node) stop() {
+	if n.admin != nil {
+		n.admin.Close()
+	}
+	if n.resolver != nil {
+		n.resolver.Close()
+	}
+	if n.tunnels != nil {
+		n.tunnels.Close()
+	}
+	for _, w := range n.loops {
+		w.close()
+	}
+	if n.namespaces != nil {
+		n.namespaces.close()
+	}
+	if n.capture != nil {
+		if err := n.capture.Close(); err != nil {
+			n.log.Warn("close capture", "error", err)
+		}
+	}
+	n.tasks.Wait()
+	if n.access != nil {
+		n.access.Close()
+	}
+}
+
+// newTunnelServer accepts other nodes' tunnels for the workloads here.
+func (n *Node) newTunnelServer() *tunnel.Server {
+	config := identity.ServerConfig(n.provider, n.views, identity.Options{})
+	explainVerification(config)
+	seats := make([]tunnel.Seat, len(n.loops))
+	for i, w := range n.loops {
+		seats[i] = w.seat()
+	}
+	return tunnel.NewServer(tunnel.ServerOptions{
+		Config: configFunc(config), Seats: seats, Logger: n.log,
+		Sockets: tunnelSockets, Observe: n.observeHandshake,
+	})
+}
+
+func (n *Node) observeHandshake(h tunnel.Handshake) {
+	role := telemetry.Server
+	if h.Client {
+		role = telemetry.Client
+	}
+	n.metrics.Handshakes.Done(role, reason.Of(h.Err), h.Duration)
+}
+
+var errDraining = errors.New("the node is draining")

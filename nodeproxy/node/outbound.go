@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/nodeproxy/l4"
+	"github.com/meshproxy/meshproxy/nodeproxy/policy"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
+	"github.com/meshproxy/meshproxy/sockmap"
+)
+
+// maxAttempts is how many endpoints a connection tries.
+const maxAttempts = 3
+
+// Errors of routing.
+var (
+	errNoFlow      = reason.Wrap(reason.NoFlow, errors.New("capture has no record of this connection"))
+	errNoWorkload  = reason.Wrap(reason.NoWorkload, errors.New("the workload is not configured any more"))
+	errUnknownDst  = reason.Wrap(reason.EgressUnregistered, errors.New("the destination is not in the mesh any more"))
+	errUnknownPort = reason.Wrap(reason.UnknownPort, errors.New("the service has no such port"))
+	errNoEndpoint  = reason.Wrap(reason.NoHealthyEndpoint, errors.New("the service has no healthy endpoint"))
+)
+
+// router decides where captured connections go: one per loop.
+type router struct {
+	node    *Node
+	shard   *telemetry.Shard
+	servers map[spiffeid.ID]string // server names by identity
+}
+
+func newRouter(n *Node, s *telemetry.Shard) *router {
+	return &router{node: n, shard: s, servers: make(map[spiffeid.ID]string)}
+}
+
+// Route implements l4.Router for the outbound listeners.
+func (r *router) Route(c *l4.Client) (l4.Route, error) {
+	flow, err := r.node.capture.Flow(c.NetNS, c.Remote, c.Local)
+	if err != nil {
+		if errors.Is(err, sockmap.ErrNoFlow) {
+			err = errNoFlow
+		}
+		return r.refuse(telemetry.Record{Client: c.Remote}, err)
+	}
+	v := r.node.views.load()
+	record := telemetry.Record{Source: flow.WorkloadName.String(), Client: c.Remote, Dialled: flow.OriginalDst}
+	w := v.snapshot.Workload(flow.WorkloadName)
+	if w == nil {
+		return r.refuse(record, errNoWorkload)
+	}
+	record.SourceIdentity = idString(w.Identity)
+	dst, ok := v.snapshot.Destination(w.Name, flow.OriginalDst)
+	if !ok {
+		return r.refuse(record, errUnknownDst)
+	}
+	record.Service = dst.Service.Name.String()
+	if dst.PortIndex < 0 {
+		return r.refuse(record, errUnknownPort)
+	}
+	s := &outbound{
+		account: account{shard: r.shard}, router: r, source: w,
+		service: dst.Service, port: dst.PortIndex, fixed: dst.Endpoint,
+		client: c.Remote, dialled: flow.OriginalDst, netns: c.NetNS,
+	}
+	return l4.Route{Session: s, Limit: v.limits[w.Canonical()], Idle: r.node.settings().idleTimeout}, nil
+}
+
+func (r *router) refuse(record telemetry.Record, err error) (l4.Route, error) {
+	record.Direction = telemetry.Outbound
+	r.node.metrics.Refused(record, reason.Of(err), err.Error())
+	return l4.Route{}, err
+}
+
+// serverName is the SNI for an identity.
+func (r *router) serverName(id spiffeid.ID) string {
+	name, ok := r.servers[id]
+	if !ok {
+		name = identity.ServerName(id)
+		r.servers[id] = name
+	}
+	return name
+}
+
+// outbound is a captured connection: it tries endpoints until one takes it.
+type outbound struct {
+	account
+	router  *router
+	source  *mesh.Workload
+	service *mesh.Service
+	port    int
+	fixed   *mesh.Endpoint // the client dialled this one itself
+	client  netip.AddrPort
+	dialled netip.AddrPort
+	netns   uint64
+
+	endpoint *mesh.Endpoint   // being tried, or taken
+	tried    []*mesh.Endpoint // those that failed
+	loopback bool             // endpoint is tried on loopback
+	settled  bool             // the balancer has been told of endpoint
+	begun    time.Time        // of the attempt
+}
+
+// Next implements l4.Session.
+func (s *outbound) Next(failed error) (l4.Target, error) {
+	if failed != nil {
+		if s.tryLoopback(failed) {
+			return s.target()
+		}
+		s.settle(failed)
+		if !retryable(failed) || s.fixed != nil || len(s.tried) >= maxAttempts {
+			return l4.Target{}, failed
+		}
+	}
+	e := s.fixed
+	if e == nil {
+		e = s.router.node.balancer.Pick(s.service, s.port, s.tried)
+	} else {
+		s.router.node.balancer.Take(s.service, s.port, e)
+	}
+	if e == nil {
+		if failed != nil {
+			return l4.Target{}, failed
+		}
+		return l4.Target{}, errNoEndpoint
+	}
+	s.endpoint, s.loopback, s.settled, s.begun = e, false, false, time.Now()
+	if err := s.judge(); err != nil {
+		s.settled = true
+		s.router.node.balancer.Drop(e, s.service, s.port)
+		return l4.Target{}, err
+	}
+	s.begin(s.record(), failed)
+	return s.target()
+}
+
+// tryLoopback: an application that is bound to loopback only, as those behind
+// a sidecar are, is there.
+func (s *outbound) tryLoopback(failed error) bool {
+	if s.loopback || !s.local() || reason.Of(failed) != reason.ConnectRefused {
+		return false
+	}
+	s.loopback = true
+	return true
+}
+
+// retryable: another endpoint may do what this one did not. What the other
+// node's policy denied it would deny again.
+func retryable(err error) bool {
+	switch reason.Of(err) {
+	case reason.PeerDenied, reason.PolicyDenied, reason.NoLeaf, reason.LimitFD, reason.Draining:
+		return false
+	}
+	return true
+}
+
+func (s *outbound) local() bool {
+	return s.endpoint.Node != "" && s.endpoint.Node == s.router.node.name
+}
+
+// judge applies this node's policy to a connection that ends here.
+func (s *outbound) judge() error {
+	r, here := s.request()
+	if !here {
+		return nil
+	}
+	if d := s.router.node.views.load().engine.Decide(r); !d.Allowed {
+		return reason.Wrap(reason.PolicyDenied, denial(r, d))
+	}
+	return nil
+}
+
+// request implements judged: a connection to an endpoint of this node.
+func (s *outbound) request() (policy.Request, bool) {
+	if s.endpoint == nil || !s.local() || s.endpoint.Transport == mesh.TransportNone {
+		return policy.Request{}, false
+	}
+	at := s.endpoint.AddrPort(s.port)
+	r := policy.Request{
+		Identity: s.source.Identity,
+		Source:   s.trueSource(),
+		Workload: s.endpoint.Workload,
+		Port:     at.Port(),
+	}
+	for _, t := range s.router.node.views.load().snapshot.LocalEndpoints(at) {
+		r.Services = append(r.Services, t.Service.Name)
+	}
+	return r, true
+}
+
+func (s *outbound) trueSource() netip.AddrPort {
+	n := s.router.node.namespaces.get(s.netns)
+	if n == nil {
+		return s.client
+	}
+	return n.source(s.client, s.endpoint.Address)
+}
+
+// target is the way to the endpoint.
+func (s *outbound) target() (l4.Target, error) {
+	at := s.endpoint.AddrPort(s.port)
+	t := l4.Target{Addr: at, Timeout: s.timeout()}
+	switch {
+	case s.endpoint.Transport == mesh.TransportNone:
+		t.Socket = s.router.node.socketFrom(s.netns, netip.AddrPort{})
+		return t, nil
+	case s.local():
+		n := s.router.node.namespaces.of(s.endpoint.Workload)
+		if s.loopback {
+			t.Addr = netip.AddrPortFrom(loopbackOf(at.Addr()), at.Port())
+		}
+		t.Socket = s.router.node.socketFrom(n.cookie, s.trueSource())
+		return t, nil
+	default:
+		return s.tunnelTarget(t)
+	}
+}
+
+func (s *outbound) tunnelTarget(t l4.Target) (l4.Target, error) {
+	e := s.endpoint
+	if e.Transport != mesh.TransportHBONE || !e.Tunnel.IsValid() {
+		return t, reason.Wrap(reason.ConnectUnreachable, fmt.Errorf("endpoint %s: no tunnel (transport %q)", t.Addr, e.Transport))
+	}
+	block, err := h2.ConnectBlock(t.Addr.String())
+	if err != nil {
+		return t, reason.Wrap(reason.Internal, fmt.Errorf("encode authority %s: %w", t.Addr, err))
+	}
+	// As ztunnel does (HBONE): who the client is, for the server's eyes.
+	if err := errors.Join(
+		block.Add("forwarded", forwarded(s.trueSource(), s.service.Name)),
+		block.Add("baggage", baggage(s.source.Name)),
+	); err != nil {
+		return t, reason.Wrap(reason.Internal, fmt.Errorf("encode request: %w", err))
+	}
+	name := e.SNI
+	if name == "" {
+		name = s.router.serverName(e.Identity)
+	}
+	t.Connect = block
+	t.Tunnel = &tunnel.Key{
+		Source:       s.source.Identity,
+		Destinations: accepted(e),
+		Addr:         e.Tunnel,
+		ServerName:   name,
+	}
+	return t, nil
+}
+
+// accepted are the identities that an endpoint may prove.
+func accepted(e *mesh.Endpoint) tunnel.Identities {
+	if len(e.Identities) == 0 {
+		return tunnel.IdentitiesOf(e.Identity)
+	}
+	return tunnel.IdentitiesOf(append([]spiffeid.ID{e.Identity}, e.Identities...)...)
+}
+
+func (s *outbound) timeout() time.Duration {
+	if d := s.service.ConnectTimeout; d > 0 {
+		return d
+	}
+	return s.router.node.settings().connectTimeout
+}
+
+// Connected implements l4.Session.
+func (s *outbound) Connected(*tunnel.Peer) {
+	s.settle(nil)
+	s.Connection.Connected()
+	s.tried = nil
+}
+
+// settle tells the balancer how an attempt went, once per attempt.
+func (s *outbound) settle(err error) {
+	if s.settled || s.endpoint == nil {
+		return
+	}
+	s.settled = true
+	if err != nil {
+		s.tried = append(s.tried, s.endpoint)
+	}
+	s.router.node.balancer.Settle(s.endpoint, s.service, s.port, err)
+}
+
+// Closed implements l4.Session.
+func (s *outbound) Closed(why reason.Reason, text string) {
+	if s.endpoint != nil {
+		if !s.settled {
+			s.settled = true
+			s.router.node.balancer.Drop(s.endpoint, s.service, s.port)
+		} else if s.tried == nil {
+			s.router.node.balancer.Release(s.endpoint, s.service, s.port)
+		}
+	}
+	s.end(s.router.node.metrics, s.record, why, text)
+}
+
+// record describes the connection as it stands.
+func (s *outbound) record() telemetry.Record {
+	r := telemetry.Record{
+		Direction: telemetry.Outbound, Path: telemetry.PathHBONE,
+		Source: s.source.Name.String(), SourceIdentity: idString(s.source.Identity),
+		Service: s.service.Name.String(), Client: s.client, Dialled: s.dialled,
+	}
+	e := s.endpoint
+	if e == nil {
+		return r
+	}
+	r.Client = s.trueSource()
+	r.Endpoint = e.AddrPort(s.port)
+	r.Destination = display(e.Workload)
+	r.DestinationIdentity = idString(e.Identity)
+	switch {
+	case e.Transport == mesh.TransportNone:
+		r.Path = telemetry.PathPassthrough
+	case s.local():
+		r.Path = telemetry.PathDirect
+	}
+	return r
+}

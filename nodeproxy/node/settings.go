@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+	"github.com/meshproxy/meshproxy/nodeproxy/config"
+)
+
+// settings are what the data path reads of the configuration.
+type settings struct {
+	connectTimeout, idleTimeout time.Duration
+}
+
+func (n *Node) settings() settings {
+	c := n.conf.Load()
+	return settings{connectTimeout: c.Defaults.ConnectTimeout, idleTimeout: c.Defaults.IdleTimeout}
+}
+
+// settingsFile is the configuration in force.
+func (n *Node) settingsFile() *config.Config { return n.conf.Load() }
+
+// reloads is what became of reading the configuration again.
+type reloads struct {
+	ask   chan struct{} // by the admin interface
+	apply chan struct{} // for follow: put in force again
+
+	mu       sync.Mutex
+	loadedAt time.Time
+	lastErr  error
+	restart  []string // keys that wait for one
+	waiting  []chan reloaded
+}
+
+type reloaded struct {
+	api.Reload
+	err error
+}
+
+// applySoon asks follow to put the snapshot in force again.
+func (r *reloads) applySoon() {
+	select {
+	case r.apply <- struct{}{}:
+	default:
+	}
+}
+
+// reload reads the configuration again whenever somebody asks, until ctx is
+// done.
+func (n *Node) reload(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.options.Reload:
+		case <-n.reloads.ask:
+		}
+		n.reloaded(n.options.Load())
+	}
+}
+
+// reloaded puts a configuration in force, or says why it is not.
+func (n *Node) reloaded(c *config.Config, err error) {
+	if err := n.manager.Reloading(); err != nil {
+		n.log.Debug("notify service manager", "error", err)
+	}
+	defer func() {
+		if err := n.manager.Ready(""); err != nil {
+			n.log.Debug("notify service manager", "error", err)
+		}
+	}()
+	if err != nil {
+		n.log.Error("configuration is not valid; nothing was changed", "error", err)
+		n.reloads.done(reloaded{err: err}, nil)
+		return
+	}
+	before := n.conf.Load()
+	outcome := reloaded{}
+	for _, change := range config.Diff(before, c) {
+		if change.Restart {
+			outcome.RestartNeeded = append(outcome.RestartNeeded, change.Key)
+		} else {
+			outcome.Changed = append(outcome.Changed, change.Key)
+		}
+	}
+	n.conf.Store(c)
+	if err := n.apply(c); err != nil {
+		n.conf.Store(before)
+		n.log.Error("apply configuration; nothing was changed", "error", err)
+		n.reloads.done(reloaded{err: err}, nil)
+		return
+	}
+	n.log.Info("configuration reloaded", "changed", outcome.Changed, "restart_needed", outcome.RestartNeeded)
+	n.reloads.done(outcome, outcome.RestartNeeded)
+}
+
+// apply brings those parts up to date that keep settings of their own.
+func (n *Node) apply(c *config.Config) error {
+	if err := n.resolver.Apply(dnsSettings(c)); err != nil {
+		return err
+	}
+	if n.options.Level != nil {
+		var level slog.Level
+		if err := level.UnmarshalText([]byte(c.Log.Level)); err != nil {
+			return fmt.Errorf("log.level: %w", err)
+		}
+		n.options.Level.Set(level)
+	}
+	n.static.Reload(staticOptions(c, n))
+	n.reloads.applySoon()
+	return nil
+}
+
+func (r *reloads) done(outcome reloaded, restart []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lastErr = outcome.err
+	if outcome.err == nil {
+		r.loadedAt, r.restart = time.Now(), restart
+	}
+	for _, w := range r.waiting {
+		w <- outcome
+	}
+	r.waiting = nil
+}
+
+// wait asks for a reload and waits for what becomes of it.
+func (r *reloads) wait(ctx context.Context) (api.Reload, error) {
+	outcome := make(chan reloaded, 1)
+	r.mu.Lock()
+	r.waiting = append(r.waiting, outcome)
+	r.mu.Unlock()
+	select {
+	case r.ask <- struct{}{}:
+	case <-ctx.Done():
+		return api.Reload{}, ctx.Err()
+	}
+	select {
+	case o := <-outcome:
+		return o.Reload, o.err
+	case <-ctx.Done():
+		return api.Reload{}, ctx.Err()
+	}
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/admin"
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/sockmap"
+)
+
+var _ admin.Node = (*Node)(nil)
+
+// lastError is the outcome of something that is tried again and again.
+type lastError struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (l *lastError) set(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+}
+
+func (l *lastError) get() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func (n *Node) startAdmin(context.Context) (err error) {
+	c := n.settingsFile()
+	address := func(a interface {
+		IsValid() bool
+		String() string
+	}) string {
+		if !a.IsValid() {
+			return ""
+		}
+		return a.String()
+	}
+	n.admin, err = admin.Start(admin.Options{
+		Socket: c.Socket(), MetricsAddress: address(c.Listeners.Metrics), ReadinessAddress: address(c.Listeners.Readiness),
+		Node: n, Metrics: n.metrics, Level: n.options.Level, Log: n.log,
+	})
+	return err
+}
+
+// Ready implements admin.Health.
+func (n *Node) Ready() error {
+	switch {
+	case n.draining.Load():
+		return errDraining
+	case !n.ready.Load():
+		return errors.New("capture is not in force yet")
+	}
+	return n.Live()
+}
+
+// Live implements admin.Health.
+func (n *Node) Live() error { return n.stuckLoop() }
+
+// Status implements admin.Node.
+func (n *Node) Status(context.Context) (api.Status, error) {
+	c, s := n.settingsFile(), n.views.load().snapshot
+	st := api.Status{
+		Node: n.name, TrustDomain: c.Node.TrustDomain.Name(), Version: n.options.Version,
+		PID: os.Getpid(), Started: n.started, State: n.state(),
+		Snapshot: api.Snapshot{
+			Version: s.Version(), Built: s.Built(), Services: len(s.Services()),
+			Endpoints: s.EndpointCount(), Policies: len(s.Policies()),
+		},
+		Capture: n.captureStatus(c), Identity: n.identityStatus(c), Listeners: n.listenerStatus(c),
+		Traffic: n.traffic(), Workloads: n.workloadCount(s),
+	}
+	if c.Node.Address.IsValid() {
+		st.Address = c.Node.Address.String()
+	}
+	for _, src := range s.Sources() {
+		st.Sources = append(st.Sources, api.Source{
+			Name: src.Name, Ready: src.Ready, Stale: src.Stale, Since: src.Since, Error: src.Err, Warnings: src.Warnings,
+		})
+	}
+	for _, r := range n.metrics.Refusals() {
+		st.Refusals = append(st.Refusals, api.Refusal{Direction: string(r.Direction), Reason: r.Reason, Count: r.Count})
+	}
+	for i, w := range n.loops {
+		stats := w.loop.Stats()
+		st.Loops = append(st.Loops, api.Loop{Loop: i, Descriptors: stats.Registered, Turns: stats.Turns, Lag: stats.LongestTurn})
+	}
+	n.reloads.mu.Lock()
+	st.Config = api.ConfigStatus{File: c.File, LoadedAt: n.reloads.loadedAt, RestartNeeded: n.reloads.restart}
+	if n.reloads.lastErr != nil {
+		st.Config.LastError = n.reloads.lastErr.Error()
+	}
+	n.reloads.mu.Unlock()
+	st.Problems = n.problems(&st)
+	if len(st.Problems) > 0 && st.State == api.StateReady {
+		st.State = api.StateDegraded
+	}
+	return st, nil
+}
+
+func (n *Node) state() api.State {
+	switch {
+	case n.draining.Load():
+		return api.StateDraining
+	case !n.ready.Load():
+		return api.StateStarting
+	default:
+		return api.StateReady
+	}
+}
+
+// problems are what an operator should look at.
+func (n *Node) problems(st *api.Status) (list []string) {
+	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if err := n.applyError.get(); err != nil {
+		add("the kernel has not taken the snapshot: %v", err)
+	}
+	if err := n.stuckLoop(); err != nil {
+		add("%v", err)
+	}
+	for _, s := range st.Sources {
+		if s.Error != "" {
+			add("source %s: %s", s.Name, s.Error)
+		}
+		for _, w := range s.Warnings {
+			add("source %s: %s", s.Name, w)
+		}
+	}
+	if st.Config.LastError != "" {
+		add("configuration was not reloaded: %s", st.Config.LastError)
+	}
+	if st.Capture.Error != "" {
+		add("capture: %s", st.Capture.Error)
+	}
+	if st.Identity.Error != "" {
+		add("identity: %s", st.Identity.Error)
+	}
+	return list
+}
+
+func (n *Node) captureStatus(c *config.Config) api.Capture {
+	st := api.Capture{
+		Attached: true, CgroupRoot: n.cgroupRoot,
+		Pins: filepath.Join(c.BPF.FS, "meshproxy", c.BPF.Instance),
+	}
+	stats, err := n.capture.Stats()
+	if err != nil {
+		st.Error = err.Error()
+		return st
+	}
+	for _, k := range stats.Connections {
+		switch k.Outcome {
+		case sockmap.OutcomeCaptured:
+			st.Captured += k.Count
+		case sockmap.OutcomePassthrough:
+			st.Passthrough += k.Count
+		}
+	}
+	for _, r := range stats.Refusals {
+		st.Refused += r.Count
+	}
+	st.Flows = stats.Flows
+	return st
+}
+
+func (n *Node) identityStatus(c *config.Config) api.Identity {
+	sum := n.provider.Summary()
+	st := api.Identity{Provider: string(c.Identity.Provider), Leaves: len(sum.Leaves)}
+	for _, l := range sum.Leaves {
+		if st.NextExpiry.IsZero() || l.NotAfter.Before(st.NextExpiry) {
+			st.NextExpiry = l.NotAfter
+		}
+	}
+	if len(sum.Problems) > 0 {
+		st.Error = sum.Problems[0]
+	}
+	return st
+}
+
+func (n *Node) listenerStatus(c *config.Config) (list []api.Listener) {
+	for _, ns := range n.namespaces.all() {
+		where := ""
+		if !ns.own {
+			where = fmt.Sprint(ns.cookie)
+		}
+		for _, ln := range ns.listeners.outbound {
+			list = append(list, api.Listener{Name: "outbound", Address: ln.Addr().String(), NetNS: where})
+		}
+		if ln := ns.listeners.plain; ln != nil {
+			list = append(list, api.Listener{Name: "inbound-plain", Address: ln.Addr().String(), NetNS: where})
+		}
+		for _, ln := range ns.listeners.dnsTCP {
+			list = append(list, api.Listener{Name: "dns", Address: ln.Addr().String(), NetNS: where})
+		}
+	}
+	list = append(list, api.Listener{Name: "inbound-hbone", Address: listenAddress(c.Listeners.InboundHBONE)})
+	for _, name := range []string{admin.ListenerAdmin, admin.ListenerMetrics, admin.ListenerReadiness} {
+		if a := n.admin.Addr(name); a != nil {
+			list = append(list, api.Listener{Name: name, Address: a.String()})
+		}
+	}
+	return list
+}
+
+func (n *Node) traffic() api.Traffic {
+	sum := n.metrics.Traffic()
+	return api.Traffic{Active: sum.Active, Opened: sum.Opened, Sent: sum.Sent, Received: sum.Received}
+}
+
+func (n *Node) workloadCount(s *mesh.Snapshot) api.WorkloadCount {
+	count := api.WorkloadCount{Configured: len(s.Workloads())}
+	off := n.bypassed.all()
+	for _, w := range s.Workloads() {
+		if w.Bypass || off[w.Canonical()] {
+			count.Bypassed++
+		}
+		if len(runningIn(n.cgroupMount, w)) > 0 {
+			count.Running++
+		}
+	}
+	return count
+}
+
+// SetBypass implements admin.Node.
+func (n *Node) SetBypass(_ context.Context, b api.Bypass) error {
+	w := n.views.load().snapshot.Workload(parseName(b.Workload))
+	if w == nil {
+		return notFound("no workload %q on this node", b.Workload)
+	}
+	if !b.Bypass && w.Bypass {
+		return &api.Error{Kind: api.KindConflict, Message: fmt.Sprintf("workload %s is bypassed by configuration", w.Name)}
+	}
+	n.bypassed.set(w.Name, b.Bypass)
+	n.log.Info("bypass", "workload", w.Name, "on", b.Bypass)
+	n.reloads.applySoon()
+	return nil
+}
+
+// Reload implements admin.Node.
+func (n *Node) Reload(ctx context.Context) (api.Reload, error) {
+	r, err := n.reloads.wait(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = &api.Error{Kind: api.KindInvalid, Message: err.Error()}
+	}
+	return r, err
+}
+
+// Drain implements admin.Node.
+func (n *Node) Drain(context.Context) (api.Drain, error) {
+	n.beginDrain()
+	open := 0
+	for _, w := range n.loops {
+		open += w.open()
+	}
+	return api.Drain{Active: open}, nil
+}
+
+// ExplainPolicy implements admin.Node.
+func (n *Node) ExplainPolicy(_ context.Context, q api.PolicyQuery) (api.PolicyExplanation, error) {
+	v := n.views.load()
+	return explainPolicy(v.snapshot, v.engine, q)
+}

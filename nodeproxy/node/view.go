@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/nodeproxy/l4"
+	"github.com/meshproxy/meshproxy/nodeproxy/policy"
+)
+
+// view is what decisions on the data path rest on: a snapshot and what follows
+// from it. It is immutable; the loops load it once per decision.
+type view struct {
+	snapshot *mesh.Snapshot
+	engine   *policy.Engine
+	names    *identity.Names
+	limits   map[mesh.Name]*l4.Limit
+}
+
+// views holds the view in force.
+type views struct {
+	current atomic.Pointer[view]
+	// identity that a client without SNI is shown when the node has several.
+	fallback spiffeid.ID
+
+	mu     sync.Mutex
+	limits map[mesh.Name]*l4.Limit // outlive snapshots: they count what is open
+}
+
+func newViews(fallback spiffeid.ID) *views {
+	return &views{fallback: fallback, limits: make(map[mesh.Name]*l4.Limit)}
+}
+
+func (v *views) load() *view { return v.current.Load() }
+
+// Local implements identity.Local over whatever is in force.
+func (v *views) Local(serverName string) (spiffeid.ID, bool) {
+	return v.load().names.Local(serverName)
+}
+
+// derive makes the view of a snapshot. most is the default limit of a
+// workload's connections, buffered that of its memory.
+func (v *views) derive(s *mesh.Snapshot, most int, buffered int64) *view {
+	next := &view{
+		snapshot: s,
+		engine:   policy.Compile(s.Defaults(), s.Policies()),
+		names:    identity.NewNames(identities(s), v.fallback),
+		limits:   make(map[mesh.Name]*l4.Limit, len(s.Workloads())),
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, w := range s.Workloads() {
+		name, n := w.Canonical(), w.MaxConnections
+		if n == 0 {
+			n = most
+		}
+		limit := v.limits[name]
+		if limit == nil {
+			limit = l4.NewLimit(n, buffered)
+			v.limits[name] = limit
+		}
+		limit.Set(n, buffered)
+		next.limits[name] = limit
+	}
+	for name := range v.limits {
+		if next.limits[name] == nil {
+			delete(v.limits, name)
+		}
+	}
+	return next
+}
+
+// identities are those of the node's workloads, each once.
+func identities(s *mesh.Snapshot) []spiffeid.ID {
+	seen := make(map[spiffeid.ID]bool)
+	var ids []spiffeid.ID
+	for _, w := range s.Workloads() {
+		if w.Identity.IsZero() || seen[w.Identity] {
+			continue
+		}
+		seen[w.Identity] = true
+		ids = append(ids, w.Identity)
+	}
+	return ids
+}
