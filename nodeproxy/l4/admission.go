@@ -76,7 +76,7 @@ func (m *admission) try(failed error) {
 }
 
 // dialled implements dialer.
-func (m *admission) dialled(reg loop.Registration, err error) {
+func (m *admission) dialled(reg loop.Registration, seen loop.Events, err error) {
 	m.dial = nil
 	if err != nil {
 		m.try(err)
@@ -86,7 +86,7 @@ func (m *admission) dialled(reg loop.Registration, err error) {
 	m.stream.Accept(nil)
 	m.route.Session.Connected(m.via.Peer())
 	r := &relay{
-		reg: reg, stream: m.stream, via: m.via, state: inbound, queue: m.early,
+		reg: reg, stream: m.stream, via: m.via, state: inbound | heard(seen), queue: m.early,
 		sess: m.route.Session, limit: m.route.Limit, idle: m.set.idle(&m.route),
 	}
 	if m.end {

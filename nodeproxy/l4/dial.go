@@ -16,9 +16,9 @@ var errConnectTimeout = reason.Wrap(reason.ConnectTimeout, errors.New("connect: 
 
 // dialer waits for a dial.
 type dialer interface {
-	// dialled brings a connected socket, or the error. The socket's registration
-	// has a handler that does nothing.
-	dialled(loop.Registration, error)
+	// dialled brings a connected socket, or the error. seen is the readiness that
+	// its next handler will not be told of.
+	dialled(reg loop.Registration, seen loop.Events, err error)
 	kill(error)
 }
 
@@ -38,7 +38,7 @@ func (s *Relays) dial(t *Target, owner dialer) *dial {
 	d := &dial{set: s, target: *t, owner: owner, due: s.after(s.timeout(t))}
 	fd, err := s.socketFor(t)
 	if err != nil {
-		d.finish(fmt.Errorf("make socket: %w", err))
+		d.finish(0, fmt.Errorf("make socket: %w", err))
 		return d
 	}
 	loop.SetNoDelay(fd)
@@ -49,16 +49,16 @@ func (s *Relays) dial(t *Target, owner dialer) *dial {
 	}
 	if e != 0 && e != unix.EISCONN && e != unix.EINPROGRESS && e != unix.EALREADY {
 		_ = unix.Close(fd)
-		d.finish(fmt.Errorf("connect: %w", e))
+		d.finish(0, fmt.Errorf("connect: %w", e))
 		return d
 	}
 	if d.reg, err = s.loop.Register(fd, d); err != nil {
 		_ = unix.Close(fd)
-		d.finish(err)
+		d.finish(0, err)
 		return d
 	}
 	if e == 0 || e == unix.EISCONN {
-		d.finish(nil)
+		d.finish(0, nil)
 	}
 	return d
 }
@@ -70,20 +70,20 @@ func (d *dial) Ready(ev loop.Events) {
 	}
 	switch e := loop.Connect(d.reg.FD(), d.target.Addr); e {
 	case 0, unix.EISCONN:
-		d.finish(nil)
+		d.finish(ev, nil)
 	case unix.EALREADY, unix.EINPROGRESS:
 	default:
-		d.finish(fmt.Errorf("connect: %w", e))
+		d.finish(0, fmt.Errorf("connect: %w", e))
 	}
 }
 
-func (d *dial) finish(err error) {
+func (d *dial) finish(seen loop.Events, err error) {
 	d.done = true
 	if err != nil {
 		d.reg.Close()
 		err = reason.Wrap(reason.Of(err), err)
 	}
-	d.owner.dialled(d.reg, err)
+	d.owner.dialled(d.reg, seen, err)
 }
 
 // Abort implements loop.Aborter.
@@ -96,7 +96,7 @@ func (d *dial) Abort(err error) {
 func (d *dial) overdue(now uint32) bool { return d != nil && !d.done && d.due != 0 && now >= d.due }
 
 // expire ends the connect as if the network had given up.
-func (d *dial) expire() { d.finish(errConnectTimeout) }
+func (d *dial) expire() { d.finish(0, errConnectTimeout) }
 
 // cancel ends the connect without an answer; on nil it does nothing.
 func (d *dial) cancel() {

@@ -31,7 +31,8 @@ type opening struct {
 	set    *Relays
 	client Client
 	reg    loop.Registration
-	route  Route // Session is nil before the router has answered
+	seen   loop.Events // of the client's socket
+	route  Route       // Session is nil before the router has answered
 
 	target  Target
 	due     uint32          // of the route, or of this attempt
@@ -145,6 +146,7 @@ func (o *opening) Response(s *h2.Stream, status int, _ []hpack.HeaderField) {
 	o.set.establish(&relay{
 		reg: o.reg, stream: s, via: o.via,
 		sess: o.route.Session, limit: o.route.Limit, idle: o.set.idle(&o.route),
+		state: heard(o.seen),
 	})
 }
 
@@ -167,7 +169,7 @@ func (o *opening) End(*h2.Stream)              {}
 func (o *opening) Writable(*h2.Stream)         {}
 
 // dialled implements dialer.
-func (o *opening) dialled(reg loop.Registration, err error) {
+func (o *opening) dialled(reg loop.Registration, seen loop.Events, err error) {
 	o.dial = nil
 	if err != nil {
 		o.try(err)
@@ -175,12 +177,13 @@ func (o *opening) dialled(reg loop.Registration, err error) {
 	}
 	o.leave()
 	o.route.Session.Connected(nil)
-	o.set.join(o.reg, reg, &o.route)
+	o.set.join(&o.route, o.reg, heard(o.seen), reg, heard(seen))
 }
 
 // Ready implements loop.Handler. A client that has finished sending may still
 // want an answer; one that is gone altogether doesn't.
 func (o *opening) Ready(ev loop.Events) {
+	o.seen |= ev
 	if ev.Has(loop.Failed | loop.Hangup) {
 		o.kill(errClientGone)
 	}

@@ -38,13 +38,13 @@ const (
 )
 
 // join makes a pair of two connected sockets.
-func (s *Relays) join(src, dst loop.Registration, r *Route) {
+func (s *Relays) join(r *Route, src loop.Registration, srcState state, dst loop.Registration, dstState state) {
 	p := &pair{set: s, sess: r.Session, limit: r.Limit, idle: s.idle(r), active: s.now}
 	enlist(&s.members, p)
-	for i, reg := range [...]loop.Registration{src, dst} {
-		e := &p.ends[i]
-		e.pair, e.reg, e.state = p, reg, readable|unsure
-		reg.SetHandler(e)
+	p.ends[source] = end{pair: p, reg: src, state: srcState}
+	p.ends[destination] = end{pair: p, reg: dst, state: dstState}
+	for i := range p.ends {
+		p.ends[i].reg.SetHandler(&p.ends[i])
 	}
 	p.ends[source].pull()
 	if !p.dead {

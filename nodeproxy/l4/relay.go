@@ -50,6 +50,17 @@ const (
 
 func (r *relay) is(s state) bool { return r.state&s != 0 }
 
+// heard is what a socket's former handler was told, as a state for the next.
+func heard(ev loop.Events) (s state) {
+	if ev.Has(loop.Input) {
+		s |= readable
+	}
+	if ev.Has(loop.PeerClosed | loop.Hangup | loop.Failed) {
+		s |= unsure
+	}
+	return s
+}
+
 // establish turns a connection whose both ends stand into a relay.
 func (s *Relays) establish(r *relay) {
 	r.set, r.active = s, s.now
@@ -59,8 +70,6 @@ func (s *Relays) establish(r *relay) {
 	if !r.queue.empty() {
 		r.drain()
 	}
-	// What happened before, a FIN perhaps, has been heard by others.
-	r.state |= readable | unsure
 	r.pull()
 }
 

@@ -70,6 +70,7 @@ type conn struct {
 	phase    phase
 	fresh    bool // the first read is still to come
 	readable bool // the socket may have more input
+	unsure   bool // a FIN may be behind it: a short read doesn't prove that nothing is left
 	resuming bool // on the loop's ready list
 	listed   bool // on the list of those to flush
 	blocked  bool // the socket takes no more output
@@ -93,7 +94,7 @@ type tlsConn interface {
 
 // adopt moves a connection to the loop. On an error it is closed.
 func (c *Carrier) adopt(s *secured, r role, client bool) (*conn, error) {
-	k := &conn{carrier: c, role: r, tls: s.tls, mem: s.mem, peer: s.peer, fresh: true, readable: true}
+	k := &conn{carrier: c, role: r, tls: s.tls, mem: s.mem, peer: s.peer, fresh: true, readable: true, unsure: true}
 	k.mem.pool = c.out
 	var err error
 	if k.reg, err = c.loop.Register(s.fd, k); err != nil {
@@ -123,6 +124,7 @@ func (c *conn) Ready(ev loop.Events) {
 	}
 	if ev.Has(loop.Input) {
 		c.readable = true
+		c.unsure = c.unsure || ev.Has(loop.PeerClosed|loop.Hangup|loop.Failed)
 		c.read()
 	}
 }
@@ -164,7 +166,7 @@ func (c *conn) read() {
 	n, e := loop.Read(c.reg.FD(), cipher)
 	switch {
 	case e == unix.EAGAIN:
-		c.readable = false
+		c.readable, c.unsure = false, false
 		if !c.fresh {
 			return
 		}
@@ -173,6 +175,8 @@ func (c *conn) read() {
 		return
 	case n == 0:
 		c.readable, c.mem.eof = false, true
+	case n < len(cipher) && !c.unsure:
+		c.readable = false // the next arrival raises an edge
 	}
 	if c.phase == lingering {
 		if c.mem.eof {
