@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"text/template"
+	"time"
+
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/testnet"
+	"github.com/meshproxy/meshproxy/tests/workload"
+)
+
+// The programs under test, built once by TestMain.
+var programs struct{ meshproxy, workload string }
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "end-to-end tests make namespaces and load BPF programs: run them as root")
+		return 1
+	}
+	dir, err := os.MkdirTemp("", "meshproxy-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	// Every user must be able to execute them.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	programs.meshproxy = filepath.Join(dir, "meshproxy")
+	programs.workload = filepath.Join(dir, "workload")
+	for program, pkg := range map[string]string{
+		programs.meshproxy: "github.com/meshproxy/meshproxy/tmpmain",
+		programs.workload:  "github.com/meshproxy/meshproxy/tests/workload/cmd/workload",
+	} {
+		build := exec.Command("go", "build", "-o", program, pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// patience bounds every wait; it is generous because the machine is shared.
+const patience = 30 * time.Second
+
+// lab is a topology with a mesh on it.
+type lab struct {
+	*testing.T
+	net   *testnet.Topology
+	nodes map[string]*meshnode.Node
+	// mesh is the text of the file that all nodes share, a template over
+	// lab itself.
+	mesh     string
+	meshFile string
+	caDir    string
+	bundle   string
+}
+
+// newLab makes hosts and a CA. Everything goes with the test.
+func newLab(t *testing.T, mesh string, hosts ...string) *lab {
+	t.Helper()
+	net, err := testnet.New(hosts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := net.Close(); err != nil {
+			t.Errorf("close topology: %v", err)
+		}
+	})
+	l := &lab{
+		T: t, net: net, nodes: make(map[string]*meshnode.Node), mesh: mesh,
+		meshFile: filepath.Join(net.Dir(), "mesh.yaml"), caDir: filepath.Join(net.Dir(), "ca"),
+	}
+	if err := meshnode.InitCA(l.caDir); err != nil {
+		t.Fatal(err)
+	}
+	l.writeMesh(mesh)
+	return l
+}
+
+// in is the lab for a subtest.
+func (l *lab) in(t *testing.T) *lab {
+	sub := *l
+	sub.T = t
+	return &sub
+}
+
+// ctx is for one step of a test.
+func (l *lab) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	l.Cleanup(cancel)
+	return ctx
+}
+
+// writeMesh replaces the shared file as an editor does.
+func (l *lab) writeMesh(text string) {
+	l.Helper()
+	tmpl, err := template.New("mesh").Parse(text)
+	if err != nil {
+		l.Fatal(err)
+	}
+	var b strings.Builder
+	if err := tmpl.Execute(&b, l); err != nil {
+		l.Fatal(err)
+	}
+	l.mesh = text
+	next := l.meshFile + ".next"
+	if err := os.WriteFile(next, []byte(b.String()), 0o644); err != nil {
+		l.Fatal(err)
+	}
+	if err := os.Rename(next, l.meshFile); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// Cgroup is for templates: the path of a cgroup below a host's, as selectors
+// name it.
+func (l *lab) Cgroup(host, below string) string {
+	return meshnode.CgroupPath(l.net, l.net.Host(host).Namespace, below)
+}
+
+// start runs a node on the host; extra is added to its configuration.
+func (l *lab) start(host, extra string) *meshnode.Node {
+	l.Helper()
+	n, err := meshnode.Start(l.ctx(), meshnode.Options{
+		Host: l.net.Host(host), Program: []string{programs.meshproxy},
+		MeshFile: l.meshFile, CADir: l.caDir, Extra: extra,
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.nodes[host] = n
+	l.Cleanup(func() {
+		if l.Failed() {
+			l.Logf("node %s:\n%s", host, n.Stderr().Tail(6000))
+		}
+	})
+	return n
+}
+
+// place is a host or a container: where a process can run.
+type place interface {
+	Start(testnet.Command) (*testnet.Process, error)
+	Run(context.Context, testnet.Command) ([]byte, error)
+}
+
+// serve starts a server in a cgroup and waits until it listens.
+func (l *lab) serve(where place, cgroup string, args ...string) *testnet.Process {
+	l.Helper()
+	return l.serveAs(where, cgroup, 0, args...)
+}
+
+func (l *lab) serveAs(where place, cgroup string, uid uint32, args ...string) *testnet.Process {
+	l.Helper()
+	p, err := where.Start(testnet.Command{
+		Name: "serve-" + path.Base(cgroup), Path: programs.workload, Args: append([]string{"serve"}, args...), Cgroup: cgroup, UID: uid,
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.ready(p)
+	return p
+}
+
+func (l *lab) ready(p *testnet.Process) {
+	l.Helper()
+	_, err := p.Stdout().WaitLine(l.ctx(), func(line string) bool { return strings.Contains(line, `"event":"ready"`) })
+	if err != nil {
+		l.Fatalf("%s is not ready: %v: %s", p.Name(), err, p.Stderr())
+	}
+}
+
+// dial makes one connection from a cgroup and returns what came of it.
+func (l *lab) dial(where place, cgroup string, args ...string) workload.Dialed {
+	l.Helper()
+	return l.dialAs(where, cgroup, 0, args...)
+}
+
+func (l *lab) dialAs(where place, cgroup string, uid uint32, args ...string) workload.Dialed {
+	l.Helper()
+	out, err := where.Run(l.ctx(), testnet.Command{
+		Name: "dial-" + path.Base(cgroup), Path: programs.workload, Args: append([]string{"dial-once"}, args...), Cgroup: cgroup, UID: uid,
+	})
+	var d workload.Dialed
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, `"event":"dialed"`) {
+			if err := json.Unmarshal([]byte(line), &d); err != nil {
+				l.Fatalf("dial %v: %v in %q", args, err, line)
+			}
+			return d
+		}
+	}
+	l.Fatalf("dial %v: %v, said %q", args, err, out)
+	return d
+}
+
+// eventually waits for a condition.
+func (l *lab) eventually(what string, condition func() error) {
+	l.Helper()
+	if err := testnet.Until(l.ctx(), condition); err != nil {
+		l.Fatalf("%s: %v", what, err)
+	}
+}
