@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+)
+
+// inspector is what the demo asks a node; the admin socket's client is one.
+type inspector interface {
+	Connections(context.Context, api.ConnectionFilter) (api.Connections, error)
+	WatchConnections(context.Context, api.ConnectionFilter, func(api.ConnectionEvent) error) error
+}
+
+// sighting is what a node has said of the connections of one pair.
+type sighting struct {
+	paths map[string]bool
+	// from and to are identities.
+	from, to map[string]bool
+	refused  map[string]int // by reason
+}
+
+// observer remembers what the nodes say. It may be used from several
+// goroutines.
+type observer struct {
+	mu   sync.Mutex
+	seen map[string]*sighting
+	err  error
+}
+
+func newObserver() *observer { return &observer{seen: map[string]*sighting{}} }
+
+// pair is the key of sightings: who calls what, from which node.
+func pair(node, source, service string) string { return node + " " + source + " " + service }
+
+// watch listens to a node until the context ends.
+func (o *observer) watch(ctx context.Context, node string, i inspector) {
+	err := i.WatchConnections(ctx, api.ConnectionFilter{}, func(e api.ConnectionEvent) error {
+		o.add(node, e.Connection, e)
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		o.mu.Lock()
+		o.err = errors.Join(o.err, fmt.Errorf("watch node %s: %w", node, err))
+		o.mu.Unlock()
+	}
+}
+
+// poll asks a node for the connections that are open, some of them longer than
+// the watch.
+func (o *observer) poll(ctx context.Context, node string, i inspector) error {
+	answer, err := i.Connections(ctx, api.ConnectionFilter{})
+	if err != nil {
+		return fmt.Errorf("ask node %s: %w", node, err)
+	}
+	for _, c := range answer.Connections {
+		o.add(node, c, api.ConnectionEvent{})
+	}
+	return nil
+}
+
+func (o *observer) add(node string, c api.Connection, e api.ConnectionEvent) {
+	if c.Direction != "outbound" {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	key := pair(node, c.Source, c.Service)
+	s := o.seen[key]
+	if s == nil {
+		s = &sighting{paths: map[string]bool{}, from: map[string]bool{}, to: map[string]bool{}, refused: map[string]int{}}
+		o.seen[key] = s
+	}
+	if e.Event == api.EventRefused {
+		s.refused[e.Reason.String()]++
+		return
+	}
+	for set, v := range map[*map[string]bool]string{&s.paths: c.Path, &s.from: c.SourceIdentity, &s.to: c.DestinationIdentity} {
+		if v != "" {
+			(*set)[v] = true
+		}
+	}
+}
+
+// of returns what is known of a call: a copy.
+func (o *observer) of(c *call) sighting {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := o.seen[pair(nodeOf(c.place), c.workload, c.service)]
+	if s == nil || c.service == "" {
+		return sighting{}
+	}
+	return sighting{maps.Clone(s.paths), maps.Clone(s.from), maps.Clone(s.to), maps.Clone(s.refused)}
+}
+
+func (o *observer) problem() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
+}
+
+func list(set map[string]bool) string {
+	return strings.Join(slices.Sorted(maps.Keys(set)), "+")
+}
