@@ -12,6 +12,7 @@ import (
 // inboundMesh has one workload per inbound mode on node a, and node b with a
 // client in the mesh.
 const inboundMesh = `
+authorization: {default: allow}
 nodes: [{name: a, address: 10.77.0.1}, {name: b, address: 10.77.0.2}]
 workloads:
   - {name: strict, node: a, match: [{cgroup: "{{.Cgroup "a" "strict"}}"}]}
@@ -105,6 +106,7 @@ func TestInboundModes(t *testing.T) {
 // containerMesh has a workload in a network namespace of its own, as a server
 // and as a client.
 const containerMesh = `
+authorization: {default: allow}
 nodes: [{name: a, address: 10.77.0.1}, {name: b, address: 10.77.0.2}]
 workloads:
   - {name: box, node: a, match: [{cgroupPrefix: "{{.Cgroup "a" "box"}}"}]}

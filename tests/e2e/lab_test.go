@@ -152,7 +152,7 @@ func (l *lab) start(host, extra string) *meshnode.Node {
 	l.nodes[host] = n
 	l.Cleanup(func() {
 		if l.Failed() {
-			l.Logf("node %s:\n%s", host, n.Stderr().Tail(6000))
+			l.Logf("node %s:\n%s%s", host, n.Stderr().Tail(6000), n.Stdout().Tail(6000))
 		}
 	})
 	return n
