@@ -157,6 +157,7 @@ func (m *Merger) prime(last *mesh.BuildInput) {
 				v.update(u)
 				v.fresh(since)
 				v.failed(since, errFromDisk)
+				v.state.FromDisk = true
 			}
 		}
 	}

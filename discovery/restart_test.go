@@ -168,7 +168,7 @@ func TestLastSnapshotIsInForceAtStart(t *testing.T) {
 		if s.Defaults().Default != mesh.ActionDeny {
 			t.Error("the defaults are not in force")
 		}
-		if state := s.Sources()[1]; !state.Ready || !state.Stale || state.Err == "" || !state.Since.Equal(last.Built) {
+		if state := s.Sources()[1]; !state.Ready || !state.Stale || !state.FromDisk || state.Err == "" || !state.Since.Equal(last.Built) {
 			t.Errorf("state %+v", state)
 		}
 		if s.Sources()[0].Ready {
@@ -182,7 +182,7 @@ func TestLastSnapshotIsInForceAtStart(t *testing.T) {
 		consul.send <- Update{Services: []*mesh.Service{service("web")}}
 		settle()
 		s = m.Store().Load()
-		if state := s.Sources()[1]; state.Stale || state.Err != "" {
+		if state := s.Sources()[1]; state.Stale || state.FromDisk || state.Err != "" {
 			t.Errorf("state after an update %+v", state)
 		}
 		if now := s.Service(name("web")).VirtualIPs; !slices.Equal(now, had) {

@@ -180,7 +180,7 @@ func (v *view) fresh(now time.Time) bool {
 	if changed {
 		v.state.Since = now
 	}
-	v.state.Ready, v.state.Stale, v.state.Err = true, false, ""
+	v.state.Ready, v.state.Stale, v.state.Err, v.state.FromDisk = true, false, "", false
 	return changed
 }
 

@@ -116,18 +116,19 @@ func (c *Cache) Run(ctx context.Context, store *discovery.Store) {
 	changed, cancel := store.Subscribe()
 	defer cancel()
 	var saved *mesh.Snapshot
-	save := func() {
+	save := func() (tried bool) {
 		s := store.Load()
 		// What is there before any source was heard from is empty, or what
 		// the disk has already.
-		if s == saved || saved == nil && !slices.ContainsFunc(s.Sources(), heardFrom) {
-			return
+		if s == saved || !slices.ContainsFunc(s.Sources(), heardFrom) {
+			return false
 		}
 		if err := c.Save(s); err != nil {
 			c.opts.Logger.Error("snapshot is not saved; a restart finds an older one", "error", err)
-			return
+			return true
 		}
 		saved = s
+		return true
 	}
 	defer save()
 	for {
@@ -136,7 +137,9 @@ func (c *Cache) Run(ctx context.Context, store *discovery.Store) {
 			return
 		case <-changed:
 		}
-		save()
+		if !save() {
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -145,7 +148,7 @@ func (c *Cache) Run(ctx context.Context, store *discovery.Store) {
 	}
 }
 
-func heardFrom(s mesh.SourceState) bool { return s.Ready && !s.Stale }
+func heardFrom(s mesh.SourceState) bool { return s.Ready && !s.FromDisk }
 
 // Assignments keeps virtual IPs in the cache's directory.
 func (c *Cache) Assignments() discovery.Assignments { return assignments{c.assignments} }

@@ -299,7 +299,7 @@ func TestRunKeepsWhatIsOnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		in := snapshot(6, "web").Input()
-		in.Sources = []mesh.SourceState{{Name: "consul", Ready: true, Stale: true}}
+		in.Sources = []mesh.SourceState{{Name: "consul", Ready: true, Stale: true, FromDisk: true}}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { c.Run(ctx, discovery.NewStore(mesh.Build(in))); close(done) }()

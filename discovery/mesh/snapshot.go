@@ -34,6 +34,9 @@ type SourceState struct {
 	// Stale means that what is in force is older than the source's last
 	// attempt to renew it.
 	Stale bool `json:"stale,omitempty"`
+	// FromDisk means that what is in force was read from disk at the start,
+	// and the source has not been heard from since.
+	FromDisk bool `json:"fromDisk,omitempty"`
 	// Warnings are contradictions in what the source said, such as a virtual
 	// IP that belongs to another service. Each says what is in force instead.
 	Warnings []string `json:"warnings,omitempty"`

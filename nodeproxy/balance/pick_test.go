@@ -26,7 +26,7 @@ func shares(t *testing.T, b *Balancer, s *mesh.Service, n int) []int {
 }
 
 func TestSharesFollowWeights(t *testing.T) {
-	const n = 60000
+	const n = 20000
 	for _, policy := range []mesh.Balance{mesh.BalanceLeastRequest, mesh.BalanceRandom, mesh.BalanceRoundRobin, ""} {
 		for _, weights := range [][]uint32{{1, 1, 1}, {0, 0, 0, 0}, {1, 2, 3}, {5, 1}, {10000, 1, 1}, {1, 1, 1, 97}} {
 			s := weighted(policy, weights...)
