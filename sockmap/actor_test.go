@@ -228,7 +228,7 @@ func (c *call) run(r *reply) (err error) {
 	case "bind":
 		return unix.Bind(c.FD, sockaddr(c.FD, c.Addr))
 	case "listen":
-		return unix.Listen(c.FD, 16)
+		return unix.Listen(c.FD, 1024)
 	case "connect":
 		return unix.Connect(c.FD, sockaddr(c.FD, c.Addr))
 	case "disconnect":
