@@ -46,7 +46,9 @@ func TestMeshNames(t *testing.T) {
 		{"9.0.240.240.in-addr.arpa.", miekg.TypePTR, miekg.RcodeNameError, nil, ResultNoName, "240.240.in-addr.arpa."},
 		{
 			"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.0.0.0.1.0.0.2.ip6.arpa.", miekg.TypePTR,
-			miekg.RcodeSuccess, []string{"web.mesh.internal."}, ResultMesh, "",
+			miekg.RcodeSuccess,
+			[]string{"web.mesh.internal."},
+			ResultMesh, "",
 		},
 		{
 			"F.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.0.0.0.1.0.0.2.ip6.arpa.", miekg.TypePTR,
