@@ -96,7 +96,7 @@ func TestMeasure(t *testing.T) {
 	s.descriptors = 4096
 	h := &harness{site: s, samples: samples{}, peers: []peer{direct{}, tlsPair{}}, plan: plan{
 		rounds: 1, idle: 50,
-		window: load.Window{Warm: 20 * time.Millisecond, Length: 50 * time.Millisecond},
+		window: load.Window{Warm: 20 * time.Millisecond, Length: 500 * time.Millisecond},
 	}}
 	if err := h.measure(t.Context()); err != nil {
 		t.Fatal(err)

@@ -81,13 +81,13 @@ type side struct {
 // startPair starts the two proxies of a peer, and waits until they listen.
 func startPair(ctx context.Context, s *site, name string, sides [2]side) (*instance, error) {
 	in := &instance{target: sides[0].listen, client: "client", descriptorsPerConnection: 2}
-	in.stop = func(ctx context.Context) error {
+	in.stop = func(context.Context) error {
 		var errs []error
 		for _, p := range in.proxies {
-			errs = append(errs, p.process.Kill(), p.process.Wait(ctx))
+			errs = append(errs, p.process.Kill())
+			<-p.process.Done()
 		}
-		// Killed is what they were.
-		return ctx.Err()
+		return errors.Join(errs...)
 	}
 	for _, side := range sides {
 		side.cmd.Name = name + "-" + side.host.Name()

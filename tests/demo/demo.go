@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/meshproxy/meshproxy/tests/testnet"
 	"github.com/meshproxy/meshproxy/tests/workload"
 )
 
@@ -105,16 +106,19 @@ func run(ctx context.Context, o options, stdout io.Writer) (err error) {
 // callBefore makes each call once, by address: everything is reachable, and
 // payloads can be read on the wire.
 func (s *stage) callBefore(ctx context.Context) error {
+	running := make([]*testnet.Process, len(calls))
 	for i := range calls {
 		c := &calls[i]
-		p, err := s.startCall(c, c.byAddress(s).String(), s.before, 1)
-		if err != nil {
+		var err error
+		if running[i], err = s.startCall(c, c.byAddress(s).String(), s.before, 1); err != nil {
 			return err
 		}
+	}
+	for i, p := range running {
 		if err := p.Wait(ctx); err != nil {
 			return err
 		}
-		t := newTraffic(p)
+		c, t := &calls[i], newTraffic(p)
 		t.read()
 		if t.requests != 1 || t.errors != 0 {
 			return fmt.Errorf("call %s from %s without the mesh: %d answers, error %s", c.target(), c.from(), t.requests, t.err)

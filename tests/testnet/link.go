@@ -102,6 +102,41 @@ func addVeth(a *Namespace, nameA string, b *Namespace, nameB string) error {
 	})
 }
 
+// SetLink sets a link of the namespace up or down. A host whose WireLink is
+// down is gone for the others: nothing answers, nothing is refused. Its
+// addresses stay, and the routes that go with it are put back when it comes up
+// again.
+func (n *Namespace) SetLink(name string, up bool) error {
+	return n.Do(func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find link %s: %w", name, err)
+		}
+		if !up {
+			if n.down == nil {
+				n.down = map[string][]netlink.Route{}
+			}
+			if n.down[name], err = netlink.RouteList(l, netlink.FAMILY_ALL); err != nil {
+				return fmt.Errorf("list routes: %w", err)
+			}
+			if err := netlink.LinkSetDown(l); err != nil {
+				return fmt.Errorf("set link %s down: %w", name, err)
+			}
+			return nil
+		}
+		if err := linkUp(name); err != nil {
+			return err
+		}
+		for _, r := range n.down[name] {
+			if err := netlink.RouteReplace(&r); err != nil && r.Protocol != unix.RTPROT_KERNEL {
+				return fmt.Errorf("put back route to %s: %w", r.Dst, err)
+			}
+		}
+		delete(n.down, name)
+		return nil
+	})
+}
+
 // configureHost gives a host its addresses, lets it forward for its
 // containers, and routes to those of the others.
 func configureHost(h *Host, all []*Host) error {
@@ -179,8 +214,9 @@ func hostSysctls() error {
 		{"net/ipv6/conf/all/disable_ipv6", "0"},
 		{"net/ipv6/conf/default/disable_ipv6", "0"},
 		{"net/ipv6/conf/all/forwarding", "1"},
-		// Addresses are usable at once, and no traffic but the tests' own is
-		// on the wire for long.
+		// Addresses are usable at once, and stay when a link goes down.
+		{"net/ipv6/conf/all/keep_addr_on_down", "1"},
+		{"net/ipv6/conf/default/keep_addr_on_down", "1"},
 		{"net/ipv6/conf/all/accept_dad", "0"},
 		{"net/ipv6/conf/default/accept_dad", "0"},
 	} {

@@ -27,6 +27,8 @@ type Namespace struct {
 	cgroup   string
 	netns    string
 	nsFD     int
+	// down has the routes of links that are down, for the thread only.
+	down map[string][]netlink.Route
 
 	calls   chan func()
 	started chan struct{} // closed when the thread is found

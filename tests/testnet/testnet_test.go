@@ -403,3 +403,34 @@ func TestCPUTime(t *testing.T) {
 		t.Errorf("cpu time %v, %v", used, err)
 	}
 }
+
+func TestUnplug(t *testing.T) {
+	topology := newTopology(t, "a", "b")
+	a, b := topology.Host("a"), topology.Host("b")
+	c, err := b.Container("box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, b.Namespace, ":7000")
+	echo(t, c.Namespace, ":7000")
+	targets := []netip.Addr{b.Addr4(), b.Addr6(), c.Addr4(), c.Addr6()}
+	for _, unplugged := range []*Host{a, b} {
+		if err := unplugged.SetLink(WireLink, false); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if conn, err := a.DialContext(ctx, "tcp", netip.AddrPortFrom(b.Addr4(), 7000).String()); err == nil {
+			t.Errorf("%s is unplugged and answers", unplugged.Name())
+			_ = conn.Close()
+		}
+		cancel()
+		if err := unplugged.SetLink(WireLink, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range targets {
+			if got := say(t, a.Namespace, netip.AddrPortFrom(to, 7000), "again"); !strings.HasSuffix(got, "again") {
+				t.Errorf("%s after plugging in again: %q", to, got)
+			}
+		}
+	}
+}

@@ -50,10 +50,9 @@ type bulk struct {
 	over  chan struct{}
 	once  sync.Once
 
-	mu     sync.Mutex
-	err    error
-	failed chan struct{}
-	fds    []int
+	mu  sync.Mutex
+	err error
+	fds []int
 }
 
 // sleep waits, unless a stream breaks.
