@@ -85,6 +85,7 @@ func (n *Node) putInForce(ctx context.Context) {
 	c := n.settingsFile()
 	next := n.views.derive(s, c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload)
 	n.views.current.Store(next)
+	n.balancer.Update(s)
 	for _, w := range n.loops {
 		w.revalidate()
 	}

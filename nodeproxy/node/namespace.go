@@ -47,6 +47,11 @@ func (n *namespace) fd() int {
 	return n.handle.FD()
 }
 
+// do runs f inside the namespace.
+func (n *namespace) do(f func()) error {
+	return netns.Do(n.fd(), func() error { f(); return nil })
+}
+
 // socket makes a socket in the namespace.
 func (n *namespace) socket(to netip.Addr) (int, error) {
 	if n.own {

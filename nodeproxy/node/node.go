@@ -19,6 +19,7 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/diskcache"
 	"github.com/meshproxy/meshproxy/discovery/static"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin"
+	"github.com/meshproxy/meshproxy/nodeproxy/balance"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/dns"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
@@ -109,6 +110,7 @@ func (n *Node) start(ctx context.Context) error {
 		{"identity", n.startIdentity},
 		{"discovery", n.startDiscovery},
 		{"capture", n.startCapture},
+		{"balancer", n.startBalance},
 		{"loops", n.startLoops},
 		{"dns", n.startDNS},
 		{"listeners", n.startListeners},

@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/balance"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/nodeproxy/l4"
 	"github.com/meshproxy/meshproxy/nodeproxy/policy"
@@ -105,10 +106,9 @@ type outbound struct {
 	netns   uint64
 
 	endpoint *mesh.Endpoint   // being tried, or taken
+	picked   balance.Picked   // endpoint's, until the balancer is told how it went
 	tried    []*mesh.Endpoint // those that failed
 	loopback bool             // endpoint is tried on loopback
-	settled  bool             // the balancer has been told of endpoint
-	begun    time.Time        // of the attempt
 }
 
 // Next implements l4.Session.
@@ -122,26 +122,26 @@ func (s *outbound) Next(failed error) (l4.Target, error) {
 			return l4.Target{}, failed
 		}
 	}
-	e := s.fixed
-	if e == nil {
-		e = s.router.node.balancer.Pick(s.service, s.port, s.tried)
-	} else {
-		s.router.node.balancer.Take(s.service, s.port, e)
-	}
-	if e == nil {
+	picked, ok := s.pick()
+	if !ok {
 		if failed != nil {
 			return l4.Target{}, failed
 		}
 		return l4.Target{}, errNoEndpoint
 	}
-	s.endpoint, s.loopback, s.settled, s.begun = e, false, false, time.Now()
+	s.picked, s.endpoint, s.loopback = picked, picked.Endpoint, false
 	if err := s.judge(); err != nil {
-		s.settled = true
-		s.router.node.balancer.Drop(e, s.service, s.port)
 		return l4.Target{}, err
 	}
 	s.begin(s.record(), failed)
 	return s.target()
+}
+
+func (s *outbound) pick() (balance.Picked, bool) {
+	if s.fixed != nil {
+		return s.router.node.balancer.Hold(s.service, s.port, s.fixed)
+	}
+	return s.router.node.balancer.Pick(s.service, s.port, s.tried)
 }
 
 // tryLoopback: an application that is bound to loopback only, as those behind
@@ -273,33 +273,26 @@ func (s *outbound) timeout() time.Duration {
 
 // Connected implements l4.Session.
 func (s *outbound) Connected(*tunnel.Peer) {
-	s.settle(nil)
+	s.router.node.balancer.Connected(s.picked)
 	s.Connection.Connected()
 	s.tried = nil
 }
 
-// settle tells the balancer how an attempt went, once per attempt.
+// settle tells the balancer that an attempt failed.
 func (s *outbound) settle(err error) {
-	if s.settled || s.endpoint == nil {
-		return
-	}
-	s.settled = true
-	if err != nil {
-		s.tried = append(s.tried, s.endpoint)
-	}
-	s.router.node.balancer.Settle(s.endpoint, s.service, s.port, err)
+	s.tried = append(s.tried, s.endpoint)
+	s.release(outcomeOf(err))
+}
+
+// release gives the endpoint back to the balancer, once.
+func (s *outbound) release(o balance.Outcome) {
+	s.router.node.balancer.Done(s.picked, o)
+	s.picked = balance.Picked{}
 }
 
 // Closed implements l4.Session.
 func (s *outbound) Closed(why reason.Reason, text string) {
-	if s.endpoint != nil {
-		if !s.settled {
-			s.settled = true
-			s.router.node.balancer.Drop(s.endpoint, s.service, s.port)
-		} else if s.tried == nil {
-			s.router.node.balancer.Release(s.endpoint, s.service, s.port)
-		}
-	}
+	s.release(balance.OutcomeOK)
 	s.end(s.router.node.metrics, s.record, why, text)
 }
 

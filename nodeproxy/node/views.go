@@ -28,8 +28,9 @@ func (n *Node) Services(context.Context) ([]api.Service, error) {
 			v.Ports = append(v.Ports, api.Port{Name: p.Name, Port: p.Port, Protocol: string(p.Protocol)})
 		}
 		for _, e := range svc.Endpoints {
-			v.Endpoints = append(v.Endpoints, n.endpointView(svc, e))
+			v.Endpoints = append(v.Endpoints, n.endpointView(e))
 		}
+		n.balanceView(svc, v.Endpoints)
 		list = append(list, v)
 	}
 	return list, nil
@@ -42,7 +43,7 @@ func texts(addrs []netip.Addr) (list []string) {
 	return list
 }
 
-func (n *Node) endpointView(svc *mesh.Service, e *mesh.Endpoint) api.Endpoint {
+func (n *Node) endpointView(e *mesh.Endpoint) api.Endpoint {
 	v := api.Endpoint{
 		Address: e.Address.String(), Ports: e.Ports, Node: e.Node, Local: e.Node != "" && e.Node == n.name,
 		Workload: display(e.Workload), Identity: idString(e.Identity), Transport: string(e.Transport),
@@ -51,7 +52,6 @@ func (n *Node) endpointView(svc *mesh.Service, e *mesh.Endpoint) api.Endpoint {
 	if e.Tunnel.IsValid() {
 		v.Tunnel = e.Tunnel.String()
 	}
-	n.balanceView(svc, e, &v)
 	return v
 }
 
