@@ -23,6 +23,7 @@ type acceptor struct {
 
 // Accept implements tunnel.Acceptor.
 func (a *acceptor) Accept(via tunnel.Tunnel, s *h2.Stream, r *h2.Request) h2.Sink {
+	defer a.set.loop.Contain(refusal{s})
 	req := Request{Request: r, Peer: via.Peer()}
 	route, err := a.gate.Admit(&req)
 	if err == nil {
@@ -40,9 +41,14 @@ func (a *acceptor) Accept(via tunnel.Tunnel, s *h2.Stream, r *h2.Request) h2.Sin
 	m := &admission{set: a.set, stream: s, via: via, route: route}
 	s.SetSink(m)
 	enlist(&a.set.setups, m)
-	m.try(nil)
+	m.begin()
 	return nil // whoever has it now was made the stream's sink
 }
+
+// refusal answers a stream whose Gate has panicked.
+type refusal struct{ stream *h2.Stream }
+
+func (r refusal) Abort(err error) { r.stream.Refuse(Status(ended(err))) }
 
 // admission is an admitted stream on its way to the application. The 200 is
 // sent when the application has taken the connection.
@@ -59,6 +65,14 @@ type admission struct {
 	index int32
 	done  bool
 }
+
+func (m *admission) begin() {
+	defer m.set.loop.Contain(m)
+	m.try(nil)
+}
+
+// Abort implements loop.Aborter.
+func (m *admission) Abort(err error) { m.kill(ended(err)) }
 
 func (m *admission) try(failed error) {
 	t, err := m.route.Session.Next(failed)
@@ -110,6 +124,7 @@ func (m *admission) End(*h2.Stream) { m.end = true }
 
 // Reset implements h2.Sink.
 func (m *admission) Reset(_ *h2.Stream, err h2.StreamError) {
+	defer m.set.loop.Contain(m)
 	why, detail := streamReason(m.via, err)
 	m.kill(reason.Wrap(why, errors.New(detail)))
 }

@@ -239,6 +239,14 @@ func through(t testing.TB, via, app netip.AddrPort) l4.Target {
 	}
 }
 
+func identities(names ...string) tunnel.Identities {
+	var ids []spiffeid.ID
+	for _, n := range names {
+		ids = append(ids, tunneltest.ID(n))
+	}
+	return tunnel.IdentitiesOf(ids...)
+}
+
 // mesh is two nodes: what arrives at front goes to app.
 type mesh struct {
 	out, in *node

@@ -129,12 +129,14 @@ func (o *opening) Opened(s *h2.Stream, via tunnel.Tunnel) { o.pending, o.stream,
 
 // Failed implements tunnel.Waiter.
 func (o *opening) Failed(err error) {
+	defer o.set.loop.Contain(o)
 	o.pending = nil
 	o.try(err)
 }
 
 // Response implements h2.Sink.
 func (o *opening) Response(s *h2.Stream, status int, _ []hpack.HeaderField) {
+	defer o.set.loop.Contain(o)
 	if status < 200 || status > 299 {
 		o.stream = nil
 		s.Reset(h2.Cancel)
@@ -152,6 +154,7 @@ func (o *opening) Response(s *h2.Stream, status int, _ []hpack.HeaderField) {
 
 // Reset implements h2.Sink.
 func (o *opening) Reset(_ *h2.Stream, err h2.StreamError) {
+	defer o.set.loop.Contain(o)
 	o.stream = nil
 	if err.Unprocessed && !o.again {
 		o.again = true

@@ -67,10 +67,8 @@ func (s *Relays) establish(r *relay) {
 	enlist(&s.members, r)
 	r.reg.SetHandler(r)
 	r.stream.SetSink(r)
-	if !r.queue.empty() {
-		r.drain()
-	}
-	r.pull()
+	// Not now: the call comes from inside a tunnel, which a panic would end.
+	r.again()
 }
 
 // ---- from the application to the tunnel
@@ -99,7 +97,15 @@ func (r *relay) Ready(ev loop.Events) {
 // Resume implements loop.Resumer.
 func (r *relay) Resume() {
 	r.state &^= resuming
-	r.pull()
+	if r.is(dead) {
+		return
+	}
+	if (r.queue != nil || r.is(gotEnd)) && !r.is(blocked|shut) {
+		r.drain() // what came before the relay stood
+	}
+	if !r.is(dead) {
+		r.pull()
+	}
 }
 
 func (r *relay) again() {
@@ -186,6 +192,7 @@ func (r *relay) write(v []unix.Iovec, n int) {
 	if r.is(dead) {
 		return
 	}
+	defer r.set.loop.Contain(r) // the tunnel is in the middle of others' data
 	done, e := loop.Writev(r.reg.FD(), v)
 	switch {
 	case e == unix.EAGAIN:
@@ -252,6 +259,7 @@ func (r *relay) drain() {
 
 // End implements h2.Sink: the other side has finished sending.
 func (r *relay) End(*h2.Stream) {
+	defer r.set.loop.Contain(r)
 	r.set.gather.emit(r)
 	r.state |= gotEnd
 	r.finish()
@@ -296,6 +304,7 @@ func (r *relay) Reset(_ *h2.Stream, err h2.StreamError) {
 	if r.is(dead) {
 		return
 	}
+	defer r.set.loop.Contain(r)
 	if err.Code == h2.NoError && r.is(gotEnd) {
 		// The other side is complete and wants no more (RFC 9113, section 8.1).
 		// What waits for the application still goes there.

@@ -186,16 +186,28 @@ func (l *Loop) contain() {
 	if v == nil {
 		return
 	}
-	e := &PanicError{Value: v, Stack: debug.Stack()}
 	culprit, reg := l.running, l.current
 	l.running, l.current = nil, Registration{}
-	l.stats.Panics++
-	l.log.Error("handler panicked", "loop", l.name, "handler", fmt.Sprintf("%T", culprit),
-		"panic", v, "stack", string(e.Stack))
-	l.abort(culprit, e)
+	l.blame(culprit, v)
 	if _, ok := culprit.(*Listener); !ok { // it outlives what it accepted
 		reg.Close()
 	}
+}
+
+// Contain, when deferred, ends a panic in the code of who, for callers that can
+// go on without who: a state machine whose other streams must not suffer.
+func (l *Loop) Contain(who Aborter) {
+	if v := recover(); v != nil {
+		l.blame(who, v)
+	}
+}
+
+func (l *Loop) blame(who, v any) {
+	e := &PanicError{Value: v, Stack: debug.Stack()}
+	l.stats.Panics++
+	l.log.Error("handler panicked", "loop", l.name, "handler", fmt.Sprintf("%T", who),
+		"panic", v, "stack", string(e.Stack))
+	l.abort(who, e)
 }
 
 // abort tells whoever cares that its descriptor is lost.
