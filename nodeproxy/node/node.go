@@ -63,7 +63,8 @@ type Node struct {
 	cgroupMount string
 	merger      *discovery.Merger
 	views       *views
-	balancer    balancer
+	balancer    *balance.Balancer
+	checker     *balance.Checker
 	loops       []*worker
 	namespaces  *namespaces
 	tunnels     *tunnel.Server
