@@ -34,10 +34,12 @@ func expectReset(t *testing.T, to netip.AddrPort) {
 	if err == nil {
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(20 * time.Second))
-		c.Write([]byte("x"))
-		_, err = io.Copy(io.Discard, c)
+		// The socket reports the reset once, to whichever call comes first.
+		if _, err = c.Write([]byte("x")); err == nil {
+			_, err = io.Copy(io.Discard, c)
+		}
 	}
-	if !errors.Is(err, unix.ECONNRESET) {
+	if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 		t.Errorf("%v; want a reset", err)
 	}
 }
