@@ -44,6 +44,8 @@ func TestJudge(t *testing.T) {
 		{"that peer is missing", one, map[string]float64{"meshproxy": 300, "haproxy": 1}, "envoy-h2", 0, false},
 		{"absolute", fixed, map[string]float64{"meshproxy": 2, "haproxy": 30}, "", 0, true},
 		{"absolute, missed", fixed, map[string]float64{"meshproxy": 2.1}, "", 0, false},
+		{"nothing at all", figure{"allocations", "per read", false, absolute, none}, map[string]float64{"meshproxy": 0}, "", 0, true},
+		{"not nothing", figure{"allocations", "per read", false, absolute, none}, map[string]float64{"meshproxy": 1}, "", 0, false},
 		{"not measured", lower, map[string]float64{"haproxy": 4}, "haproxy", 0, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -106,8 +108,8 @@ func TestMeasure(t *testing.T) {
 	}
 	all := h.samples.outcomes(map[string]string{"rtt_1_p50": "a note"})
 	for _, o := range all {
-		if o.Name == "rss_1000_workloads" {
-			continue
+		if o.Name == "rss_1000_workloads" || o.Name == "copy_path_allocations" {
+			continue // meshproxy's alone
 		}
 		if v := o.Peers["go-tls"]; v <= 0 {
 			t.Errorf("%s of go-tls is %g", o.Name, v)
@@ -153,5 +155,24 @@ func TestManyWorkloads(t *testing.T) {
 	}
 	if got := strings.Count(manyMesh(s, 7), "\n"); got != 3+1+14+1+7 {
 		t.Errorf("mesh of %d lines:\n%s", got, manyMesh(s, 7))
+	}
+}
+
+func TestParseAllocations(t *testing.T) {
+	for _, tc := range []struct {
+		name, out string
+		want      float64
+		err       bool
+	}{
+		{"the most of several", "BenchmarkCopyPath/up-2  100  17 ns/op  941 MB/s  0 B/op  0 allocs/op\nBenchmarkCopyPath/down-2  100  17 ns/op  5 B/op  2 allocs/op\nPASS\n", 2, false},
+		{"none", "BenchmarkCopyPath-2  100  17 ns/op  0 B/op  0 allocs/op\n", 0, false},
+		{"no such benchmark", "PASS\nok  \tx\t0.1s\n", 0, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := parseAllocations([]byte(tc.out))
+			if got != tc.want || (err != nil) != tc.err {
+				t.Errorf("got %g, %v", got, err)
+			}
+		})
 	}
 }

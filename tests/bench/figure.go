@@ -16,9 +16,12 @@ type figure struct {
 	// against is the peer that the target is relative to: bestPeer, a peer's
 	// name, or absolute.
 	against string
-	// target is a factor, or an absolute value; 0 is none.
+	// target is a factor, or an absolute value; 0 is no target.
 	target float64
 }
+
+// none is a target of nothing at all.
+const none = 1e-9
 
 const (
 	bestPeer = "best peer"
@@ -45,6 +48,7 @@ var figures = []figure{
 	{"connections_cpu", "µs", false, "envoy-h2", 0.5},
 	{"rss_per_idle_connection", "KiB", false, absolute, 2},
 	{"rss_1000_workloads", "MiB", false, absolute, 64},
+	{"copy_path_allocations", "per read", false, absolute, none},
 }
 
 // outcome is a figure with its values, as results.json has it.
@@ -135,6 +139,8 @@ func (f figure) targetText() string {
 	switch {
 	case f.target == 0:
 		return ""
+	case f.target == none:
+		return "0 " + f.unit
 	case f.against == absolute:
 		return fmt.Sprintf("%s %g %s", sign, f.target, f.unit)
 	}

@@ -96,6 +96,13 @@ func run(ctx context.Context, o options) (err error) {
 	if err := h.measure(ctx); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(h.peers, func(p peer) bool { return p.name() == meshproxyName }) {
+		if n, err := copyAllocations(ctx); err != nil {
+			h.failures = append(h.failures, err.Error())
+		} else {
+			h.samples.add(meshproxyName, values{"copy_path_allocations": n})
+		}
+	}
 	m.Failed = append(h.missing, h.failures...)
 	all := h.samples.outcomes(notes)
 	fmt.Print(table(all))
