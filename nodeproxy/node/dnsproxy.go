@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
@@ -52,13 +53,15 @@ func (n *Node) serveDNS(ns *namespace) error {
 // names are the mesh's, for the DNS proxy.
 type names struct{ node *Node }
 
-// Host implements dns.Names.
+// Host implements dns.Names. A namespace is a name without addresses: were it
+// absent, resolvers would take the services below it for absent too (RFC 8020).
 func (h names) Host(name string) ([]netip.Addr, bool) {
-	svc, ok := h.node.views.load().snapshot.Host(name)
-	if !ok {
-		return nil, false
+	v := h.node.views.load()
+	if svc, ok := v.snapshot.Host(name); ok {
+		return svc.VirtualIPs, true
 	}
-	return svc.VirtualIPs, true
+	namespace, ok := strings.CutSuffix(name, "."+v.snapshot.Domain())
+	return nil, ok && v.namespaces[namespace]
 }
 
 // Reverse implements dns.Names.

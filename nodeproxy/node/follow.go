@@ -65,7 +65,7 @@ func (n *Node) follow(ctx context.Context) error {
 			case <-n.reloads.apply:
 				n.putInForce(ctx)
 			case <-tick.C:
-				n.namespaces.sweep()
+				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroupMount)
 				n.applyCapture(ctx)
 			}
 		}

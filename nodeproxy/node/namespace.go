@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,10 +20,6 @@ import (
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
-
-// namespaceSweep is how often namespaces are looked at that nobody may be in
-// any more.
-const namespaceSweep = 10 * time.Second
 
 // namespace is a network namespace with workloads in it, and the proxy's
 // listeners there. The node's own is one of them.
@@ -204,7 +199,7 @@ func (n *namespace) close() {
 	}
 }
 
-// Cookie returns the namespace with that cookie, or nil.
+// get returns the namespace with that cookie, or nil.
 func (s *namespaces) get(cookie uint64) *namespace {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -334,21 +329,23 @@ func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) boo
 	return true
 }
 
-// sweep closes the namespaces that nobody is in any more: the proxy's own
+// sweep closes the namespaces that no workload is in any more: the proxy's own
 // listeners would keep them alive for ever.
-func (s *namespaces) sweep() {
-	s.mu.RLock()
-	list := make([]*namespace, 0, len(s.byCookie))
-	for _, n := range s.byCookie {
-		if !n.own {
-			list = append(list, n)
+func (s *namespaces) sweep(workloads []*mesh.Workload, root string) {
+	used := make(map[uint64]bool)
+	for _, w := range workloads {
+		if h, err := s.locate(w, root); err == nil && h != nil {
+			if cookie, err := netns.Cookie(h.FD()); err == nil {
+				used[cookie] = true
+			}
+			h.Close()
 		}
 	}
-	s.mu.RUnlock()
-	for _, n := range list {
-		if pids, err := netns.Processes(n.fd()); err != nil || len(pids) > 0 {
+	for _, n := range s.all() {
+		if n.own || used[n.cookie] {
 			continue
 		}
+		// A container engine may hold it for the next process.
 		if mounted, err := netns.Mounted(n.fd()); err != nil || mounted {
 			continue
 		}

@@ -21,6 +21,8 @@ type view struct {
 	engine   *policy.Engine
 	names    *identity.Names
 	limits   map[mesh.Name]*l4.Limit
+	// namespaces are those that have services, for DNS.
+	namespaces map[string]bool
 }
 
 // views holds the view in force.
@@ -52,6 +54,11 @@ func (v *views) derive(s *mesh.Snapshot, most int, buffered int64) *view {
 		engine:   policy.Compile(s.Defaults(), s.Policies()),
 		names:    identity.NewNames(identities(s), v.fallback),
 		limits:   make(map[mesh.Name]*l4.Limit, len(s.Workloads())),
+
+		namespaces: make(map[string]bool),
+	}
+	for _, svc := range s.Services() {
+		next.namespaces[svc.Canonical().Namespace] = true
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
