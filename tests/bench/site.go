@@ -62,6 +62,8 @@ func (s *site) furnish(ctx context.Context) error {
 		// A benchmark of new connections uses up the ports otherwise.
 		for _, ctl := range [][2]string{
 			{"net/ipv4/ip_local_port_range", "11000 65535"},
+			// The proxies' own ports are not for clients.
+			{"net/ipv4/ip_local_reserved_ports", "15000-15100"},
 			{"net/ipv4/tcp_tw_reuse", "1"},
 			{"net/ipv4/tcp_max_syn_backlog", "8192"},
 			{"net/core/somaxconn", "8192"},
