@@ -43,6 +43,9 @@ const (
 	cachePort = 6379
 )
 
+// leaves is the server that goes away halfway.
+const leaves = "api-a"
+
 // services of the mesh. api has an endpoint on each node.
 var services = []service{
 	{"web", httpPort, "http", []server{{"web", hostA, "web", "http", 8080}}},
@@ -81,6 +84,9 @@ type call struct {
 	// path and to are what the node should say of it.
 	path string
 	to   []string // the servers that should answer, all of them
+	// outlives: one of the servers goes away meanwhile, which may cost the
+	// calls that it was just answering.
+	outlives bool
 	// fresh calls make a connection each.
 	fresh bool
 	rate  float64
@@ -95,9 +101,11 @@ const (
 	pathNone   = "untouched"
 )
 
-// calls are all the traffic. An empty path says that several are right.
+// calls are all the traffic.
 var calls = []call{
-	{place: hostA, workload: "web", service: "api", kind: "http", port: httpPort, to: []string{"api-a", "api-b"}, fresh: true, rate: 100},
+	// A node prefers its own endpoint, until that goes away.
+	{place: hostA, workload: "web", service: "api", kind: "http", port: httpPort, path: pathDirect + "+" + pathHBONE, to: []string{"api-a", "api-b"}, outlives: true, fresh: true, rate: 100},
+	{place: box, workload: "worker", service: "api", kind: "http", port: httpPort, path: pathDirect, to: []string{"api-b"}, fresh: true, rate: 50},
 	{place: hostA, workload: "web", service: "cache", host: "cache", kind: "tcp", port: cachePort, path: pathDirect, to: []string{"cache"}, rate: 200},
 	{place: hostA, workload: "web", service: "worker", kind: "http", port: httpPort, path: pathHBONE, to: []string{"worker"}, rate: 50},
 	{place: hostA, workload: "api", service: "db", kind: "tcp", port: dbPort, path: pathHBONE, to: []string{"db"}, rate: 200},

@@ -156,9 +156,13 @@ func (s *stage) show(ctx context.Context, d time.Duration, v view) (verdict, err
 	end := time.Now().Add(d)
 	tick := time.NewTicker(v.every)
 	defer tick.Stop()
-	over := time.After(d)
+	half, over := time.After(d/2), time.After(d)
 	for ended := false; !ended; {
 		select {
+		case <-half:
+			if err := s.servers[leaves].Signal(syscall.SIGTERM); err != nil {
+				return nil, err
+			}
 		case <-tick.C:
 			if err := refresh(time.Until(end)); err != nil {
 				return nil, err

@@ -149,14 +149,12 @@ func goodSightings() *observer {
 				api.ConnectionEvent{Event: api.EventRefused, Reason: reason.PeerDenied})
 			continue
 		}
-		path := c.path
-		if path == "" {
-			path = pathHBONE
+		for path := range strings.SplitSeq(c.path, "+") {
+			o.add(nodeOf(c.place), api.Connection{
+				Direction: "outbound", Source: c.workload, Service: c.service, Path: path,
+				SourceIdentity: meshnode.Identity(c.workload), DestinationIdentity: meshnode.Identity(c.service),
+			}, api.ConnectionEvent{})
 		}
-		o.add(nodeOf(c.place), api.Connection{
-			Direction: "outbound", Source: c.workload, Service: c.service, Path: path,
-			SourceIdentity: meshnode.Identity(c.workload), DestinationIdentity: meshnode.Identity(c.service),
-		}, api.ConnectionEvent{})
 	}
 	return o
 }
@@ -187,16 +185,16 @@ func TestVerdict(t *testing.T) {
 		spoil func([]*traffic, *observer)
 		want  string
 	}{
-		{"an error", func(all []*traffic, _ *observer) { all[0].add(workload.Stats{Errors: 1, Error: "EOF"}) }, "1 errors EOF"},
-		{"another server answers", func(all []*traffic, _ *observer) { all[1].servers["db"] = 1 }, "FAIL  web@a calls cache"},
-		{"one endpoint never answers", func(all []*traffic, _ *observer) { delete(all[0].servers, "api-b") }, "both endpoints answer"},
+		{"an error", func(all []*traffic, _ *observer) { all[0].add(workload.Stats{Errors: 3, Error: "EOF"}) }, "3 errors EOF"},
+		{"another server answers", func(all []*traffic, _ *observer) { all[2].servers["db"] = 1 }, "FAIL  web@a calls cache"},
+		{"one endpoint never answers", func(all []*traffic, _ *observer) { delete(all[0].servers, "api-b") }, "and when that is gone api-b"},
 		{"wrong client address", func(all []*traffic, _ *observer) {
 			p := workload.Peers{Accepted: "127.0.0.1:1", Peer: "127.0.0.1:1"}
-			all[3].add(workload.Stats{Seen: &workload.Seen{Peers: p}})
+			all[4].add(workload.Stats{Seen: &workload.Seen{Peers: p}})
 		}, "seen at 10.77.0.1, 127.0.0.1"},
 		{"accept and getpeername disagree", func(all []*traffic, _ *observer) {
 			p := workload.Peers{Accepted: "10.77.0.1:1", Peer: "127.0.0.1:1"}
-			all[3].add(workload.Stats{Seen: &workload.Seen{Peers: p}})
+			all[4].add(workload.Stats{Seen: &workload.Seen{Peers: p}})
 		}, "agree: false"},
 		{"another path", func(_ []*traffic, o *observer) {
 			o.add(hostA, api.Connection{Direction: "outbound", Source: "api", Service: "db", Path: "plaintext"}, api.ConnectionEvent{})
@@ -204,12 +202,12 @@ func TestVerdict(t *testing.T) {
 		{"another identity", func(_ []*traffic, o *observer) {
 			o.add(hostA, api.Connection{Direction: "outbound", Source: "api", Service: "db", SourceIdentity: "spiffe://x/y"}, api.ConnectionEvent{})
 		}, "own identities"},
-		{"the forbidden pair gets through", func(all []*traffic, _ *observer) { all[7].requests = 1 }, "is refused by db"},
+		{"the forbidden pair gets through", func(all []*traffic, _ *observer) { all[8].requests = 1 }, "is refused by db"},
 		{"refused for another reason", func(_ []*traffic, o *observer) {
-			clear(o.seen[pair(hostA, "web", "db")].refused)
+			clear(o.seen[pair(hostA, "web", "db")].ended)
 		}, "is refused by db"},
-		{"a stranger gets in", func(all []*traffic, _ *observer) { all[10].requests = 1 }, "is refused by api-b"},
-		{"a stranger is touched", func(all []*traffic, _ *observer) { all[9].peer = "127.0.0.1:15001" }, "peer 127.0.0.1:15001"},
+		{"a stranger gets in", func(all []*traffic, _ *observer) { all[11].requests = 1 }, "is refused by api-b"},
+		{"a stranger is touched", func(all []*traffic, _ *observer) { all[10].peer = "127.0.0.1:15001" }, "peer 127.0.0.1:15001"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := judge(tc.spoil)

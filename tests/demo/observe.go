@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 )
 
 // inspector is what the demo asks a node; the admin socket's client is one.
@@ -25,7 +26,9 @@ type sighting struct {
 	paths map[string]bool
 	// from and to are identities.
 	from, to map[string]bool
-	refused  map[string]int // by reason
+	// ended counts connections by the reason why they were refused, here or by
+	// the other node, or ended early.
+	ended map[string]int
 }
 
 // observer remembers what the nodes say. It may be used from several
@@ -76,11 +79,13 @@ func (o *observer) add(node string, c api.Connection, e api.ConnectionEvent) {
 	key := pair(node, c.Source, c.Service)
 	s := o.seen[key]
 	if s == nil {
-		s = &sighting{paths: map[string]bool{}, from: map[string]bool{}, to: map[string]bool{}, refused: map[string]int{}}
+		s = &sighting{paths: map[string]bool{}, from: map[string]bool{}, to: map[string]bool{}, ended: map[string]int{}}
 		o.seen[key] = s
 	}
+	if e.Reason != reason.None {
+		s.ended[e.Reason.String()]++
+	}
 	if e.Event == api.EventRefused {
-		s.refused[e.Reason.String()]++
 		return
 	}
 	for set, v := range map[*map[string]bool]string{&s.paths: c.Path, &s.from: c.SourceIdentity, &s.to: c.DestinationIdentity} {
@@ -98,7 +103,7 @@ func (o *observer) of(c *call) sighting {
 	if s == nil || c.service == "" {
 		return sighting{}
 	}
-	return sighting{maps.Clone(s.paths), maps.Clone(s.from), maps.Clone(s.to), maps.Clone(s.refused)}
+	return sighting{maps.Clone(s.paths), maps.Clone(s.from), maps.Clone(s.to), maps.Clone(s.ended)}
 }
 
 func (o *observer) problem() error {

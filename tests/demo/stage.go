@@ -40,6 +40,7 @@ type stage struct {
 	// and of strangers beside it.
 	before, meshed, plain string
 
+	servers map[string]*testnet.Process
 	nodes   map[string]*meshnode.Node
 	clients []*testnet.Process // as calls
 }
@@ -59,6 +60,7 @@ func newStage(ctx context.Context) (*stage, error) {
 		before:   "before-the-mesh-" + run,
 		meshed:   "inside-the-mesh-" + run,
 		plain:    "beside-the-mesh-" + run,
+		servers:  map[string]*testnet.Process{},
 		nodes:    map[string]*meshnode.Node{},
 	}
 	if err := s.furnish(ctx); err != nil {
@@ -101,6 +103,7 @@ func (s *stage) furnish(ctx context.Context) error {
 		if _, err := p.Stdout().WaitString(ctx, workload.EventReady); err != nil {
 			return fmt.Errorf("start %s: %w: %s", srv.name, err, p.Stderr().Tail(300))
 		}
+		s.servers[srv.name] = p
 	}
 	return nil
 }

@@ -74,7 +74,7 @@ func calledText(c *call, t *traffic) string {
 func pathText(c *call, t *traffic, s sighting) string {
 	switch {
 	case t.requests == 0 && t.errors > 0:
-		if reasons := slices.Sorted(maps.Keys(s.refused)); len(reasons) > 0 {
+		if reasons := slices.Sorted(maps.Keys(s.ended)); len(reasons) > 0 {
 			return pathDenied + " (" + strings.Join(reasons, ", ") + ")"
 		}
 		return pathDenied
