@@ -17,7 +17,7 @@ const recordSize = 16384
 const recordOverhead = 5 + 1 + 16
 
 // lookAround is how often a carrier looks at each of its connections: the
-// resolution of PING, idle and age.
+// resolution of PING, idle and age, unless they are shorter.
 const lookAround = time.Second
 
 // Options configures what all connections of a carrier have in common. The
@@ -100,7 +100,7 @@ func NewCarrier(l *loop.Loop, o Options) *Carrier {
 	c.out = l.NewPool((slots + 2) * (recordSize + recordOverhead))
 	c.http2.Now = func() int64 { return int64(l.Now()) }
 	c.http2.Batches = h2.NewBatchPool()
-	l.Every(lookAround, c.lookAround)
+	l.Every(min(lookAround, o.PingInterval/4, o.PingTimeout/4, o.ClientIdle/4), c.lookAround)
 	return c
 }
 
