@@ -28,7 +28,7 @@ const (
 // never wait: what the writer can't take is dropped and counted, and problems of
 // one kind are limited, so that a flood can't fill the disk.
 type AccessLog struct {
-	all     bool
+	all        bool
 	handler    slog.Handler
 	limits     refusalLimits
 	queue      chan Entry

@@ -20,31 +20,38 @@ type Config struct {
 	Settings []Setting `json:"settings"`
 }
 
-// CA is what the node trusts, and what it can issue.
+// CA is what the node trusts, and its leaves.
 type CA struct {
 	Provider    string `json:"provider"`
-	TrustDomain string `json:"trustDomain"`
+	TrustDomain string `json:"trustDomain,omitempty"`
 	Roots       []Root `json:"roots"`
 	Leaves      []Leaf `json:"leaves,omitempty"`
+	// Problems are those that the provider lives with now.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // Root is a root of the trust bundle.
 type Root struct {
-	Subject     string    `json:"subject"`
+	TrustDomain string    `json:"trustDomain"`
 	Fingerprint string    `json:"fingerprint"` // SHA-256 of the certificate, in hex
+	Subject     string    `json:"subject"`
 	NotBefore   time.Time `json:"notBefore"`
 	NotAfter    time.Time `json:"notAfter"`
-	Signing     bool      `json:"signing,omitempty"` // new leaves come from it
-	PEM         string    `json:"pem,omitempty"`
+	// State is "signing", "next" or "retiring" where the node is the CA.
+	State string `json:"state,omitempty"`
+	// SignsFrom and TrustedUntil bound a root that takes over, or goes.
+	SignsFrom    time.Time `json:"signsFrom,omitzero"`
+	TrustedUntil time.Time `json:"trustedUntil,omitzero"`
 }
 
 // Leaf is a leaf in use.
 type Leaf struct {
-	Workload  string    `json:"workload"`
 	Identity  string    `json:"identity"`
+	Workload  string    `json:"workload,omitempty"`
+	Serial    string    `json:"serial"`
+	Issuer    string    `json:"issuer"`
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
-	Error     string    `json:"error,omitempty"`
 }
 
 // Bypass takes a workload out of the mesh, or back into it.
