@@ -54,24 +54,24 @@ func (e *PeerError) Unwrap() []error {
 }
 
 func (e *PeerError) Error() string {
-	peer := "peer"
+	who := ""
 	if !e.Got.IsZero() {
-		peer = "peer " + e.Got.String()
+		who = e.Got.String() + ": "
 	}
 	switch e.Kind {
 	case ErrIdentityMismatch:
-		return fmt.Sprintf("%s: %v, want %s", peer, e.Kind, idList(e.Want))
+		return fmt.Sprintf("%v %s, want %s", e.Kind, e.Got, idList(e.Want))
 	case ErrExpired:
-		return fmt.Sprintf("%s: %v at %s, %s ago: not renewed, or is a clock wrong?", peer, e.Kind,
+		return fmt.Sprintf("%s%v at %s, %s ago: not renewed, or is a clock wrong?", who, e.Kind,
 			e.Bound.UTC().Format(time.RFC3339), e.Now.Sub(e.Bound).Round(time.Second))
 	case ErrNotYetValid:
-		return fmt.Sprintf("%s: %v before %s, %s from now: clock skew between this node and the peer's CA?", peer, e.Kind,
+		return fmt.Sprintf("%s%v before %s, %s from now: clock skew between this node and the CA?", who, e.Kind,
 			e.Bound.UTC().Format(time.RFC3339), e.Bound.Sub(e.Now).Round(time.Second))
 	}
 	if e.Err == nil {
-		return fmt.Sprintf("%s: %v", peer, e.Kind)
+		return fmt.Sprintf("%s%v", who, e.Kind)
 	}
-	return fmt.Sprintf("%s: %v: %s", peer, e.Kind, clip(e.Err.Error()))
+	return fmt.Sprintf("%s%v: %s", who, e.Kind, clip(e.Err.Error()))
 }
 
 // clip bounds what a peer's certificate can write into a log line.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"strings"
 	"sync"
 	"testing"
@@ -34,7 +35,10 @@ func TestKeyCannotBeShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret := raw.D
+	secret, err := raw.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	leaf := &tls.Certificate{PrivateKey: identity.NewKey(raw)}
 	var shown bytes.Buffer
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q"} {
@@ -49,7 +53,7 @@ func TestKeyCannotBeShown(t *testing.T) {
 	if err := json.NewEncoder(&shown).Encode(leaf); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{secret.String(), fmt.Sprintf("%x", secret), fmt.Sprintf("%X", secret)} {
+	for _, s := range []string{new(big.Int).SetBytes(secret).String(), fmt.Sprintf("%x", secret), fmt.Sprintf("%X", secret), fmt.Sprint(secret)} {
 		if strings.Contains(shown.String(), s) {
 			t.Errorf("key shown in\n%s", shown.String())
 		}
@@ -255,6 +259,20 @@ func BenchmarkHandshake(b *testing.B) {
 	for b.Loop() {
 		if c, s := identitytest.Handshake(b, cc, sc); c.Err != nil || s.Err != nil {
 			b.Fatal(c.Err, s.Err)
+		}
+	}
+}
+
+func BenchmarkLeaf(b *testing.B) {
+	root := identitytest.NewRoot(b, "mesh.test")
+	leaves := identity.NewLeaves(func(context.Context, spiffeid.ID) (*tls.Certificate, error) {
+		return root.Leaf(b, clientID, nil), nil
+	}, identitytest.NewClock())
+	ctx := b.Context()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := leaves.Get(ctx, client); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,9 +32,11 @@ func NewLeaf(chain []*x509.Certificate, key Key) (*tls.Certificate, error) {
 }
 
 // ParseCertificates reads all certificates of a PEM file, and nothing but
-// certificates.
+// certificates. A damaged block, which pem.Decode skips, is an error: half of a
+// bundle is not a bundle.
 func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
+	begun := bytes.Count(text, []byte("-----BEGIN "))
 	for {
 		block, rest := pem.Decode(text)
 		if block == nil {
@@ -50,8 +53,11 @@ func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
 		certs = append(certs, c)
 		text = rest
 	}
-	if len(certs) == 0 {
+	switch {
+	case begun == 0:
 		return nil, errors.New("no certificate in PEM form")
+	case begun != len(certs):
+		return nil, fmt.Errorf("PEM block damaged or incomplete: %d begun, %d whole", begun, len(certs))
 	}
 	return certs, nil
 }

@@ -74,7 +74,9 @@ func TestRule(t *testing.T) {
 			Decision{Verdict: by("", ReasonDefaultDenied)},
 		},
 		{
-			"no policies, no default", mesh.PolicyDefaults{}, nil,
+			"no policies, no default",
+			mesh.PolicyDefaults{},
+			nil,
 			Decision{Verdict: by("", ReasonDefaultDenied)},
 		},
 		{

@@ -112,7 +112,7 @@ func Prune(dir string, clock identity.Clock) error {
 		return err
 	}
 	defer s.close()
-	return s.commit(a, clock.Now())
+	return s.commit(a, clockOr(clock).Now())
 }
 
 // Summary describes a CA directory without running a provider.
@@ -122,7 +122,7 @@ func Summary(dir string, clock identity.Clock) (identity.Summary, error) {
 		return identity.Summary{}, err
 	}
 	defer s.close()
-	return identity.Summary{Provider: providerName, Roots: a.summaries(clock.Now())}, nil
+	return identity.Summary{Provider: providerName, Roots: a.summaries(clockOr(clock).Now())}, nil
 }
 
 func openLocked(dir string, how int) (*store, *authority, error) {
