@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"go.uber.org/goleak"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity/internal/identitytest"
@@ -316,4 +315,29 @@ func TestRunUnderWriters(t *testing.T) {
 			return leaf.Leaf.SerialNumber.String() != before
 		})
 	}
+}
+
+// TestPoll changes a symlink in a directory that nobody watches: it is neither
+// where the configured name is nor where the file is.
+func TestPoll(t *testing.T) {
+	f := newFixture(t)
+	between := filepath.Join(f.dir, "between")
+	check(t, os.Mkdir(between, 0o700))
+	for _, path := range []string{f.cert, f.key} {
+		n := filepath.Base(path)
+		write(t, filepath.Join(f.dir, "1", n), f.mustRead(t, path))
+		check(t, os.Remove(path))
+		check(t, os.Symlink(filepath.Join(between, "now", n), path))
+	}
+	check(t, os.Symlink("../1", filepath.Join(between, "now")))
+	f.opts.Poll, f.opts.Clock, f.opts.Logger = 20*time.Millisecond, frozenClock{}, nil
+	p := f.open(t)
+	run(t, p)
+	before := serial(t, p, curl)
+	next := issue(t, f.ca, curlID, nil)
+	write(t, filepath.Join(f.dir, "2", "tls.crt"), next.cert)
+	write(t, filepath.Join(f.dir, "2", "tls.key"), next.key)
+	check(t, os.Symlink("../2", filepath.Join(between, "next")))
+	check(t, os.Rename(filepath.Join(between, "next"), filepath.Join(between, "now")))
+	await(t, p, func() bool { return serial(t, p, curl) != before })
 }
