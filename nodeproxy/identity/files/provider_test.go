@@ -200,6 +200,19 @@ func TestLeafBeforeItsRoot(t *testing.T) {
 	}
 }
 
+// TestRootGoesBeforeItsLeaf: that no peer will trust the leaf any more is a
+// problem, but no reason to be without one.
+func TestRootGoesBeforeItsLeaf(t *testing.T) {
+	f := newFixture(t)
+	p := f.open(t)
+	old := serial(t, p, curl)
+	write(t, f.bundle, identitytest.PEM(identitytest.NewRoot(t, "mesh.test").Cert))
+	p.turn()
+	if s := p.Summary(); serial(t, p, curl) != old || len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "not trusted") {
+		t.Errorf("problems %q", s.Problems)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(f *fixture){
 		"no bundle":      func(f *fixture) { f.opts.Bundles = nil },
