@@ -11,10 +11,7 @@ func (c *commands) demo() *cobra.Command {
 		// The demo reads its own flags.
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if c.Demo == nil {
-				return usagef("this binary has no demo")
-			}
-			return c.Demo(cmd.Context(), args)
+			return c.Demo(cmd.Context(), args, c.Stdout, c.Stderr)
 		},
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/meshproxy/meshproxy/sockmap"
 )
 
 func (c *commands) leave() *cobra.Command {
@@ -21,7 +23,7 @@ is in stateDir stays.`,
 			if err != nil {
 				return err
 			}
-			if err := c.Leave(conf); err != nil {
+			if err := c.Leave(sockmap.Options{BPFFS: conf.BPF.FS, Instance: conf.BPF.Instance}); err != nil {
 				return fmt.Errorf("leave the mesh: %w", err)
 			}
 			c.inform("Nothing of instance %q is left in the kernel.", conf.BPF.Instance)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/probe"
 )
 
 func TestUsage(t *testing.T) {
@@ -32,7 +35,6 @@ func TestUsage(t *testing.T) {
 		{[]string{"policy", "test", "--to", "web"}, "--from is required"},
 		{[]string{"policy", "test", "--from", "x", "--to", "web", "--port", "70000"}, "invalid argument"},
 		{[]string{"config", "show", "--defaults", "--running"}, "exclude each other"},
-		{[]string{"demo"}, "this binary has no demo"},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
 			o := command(t, nil, test.args...)
@@ -131,12 +133,12 @@ func TestLeave(t *testing.T) {
 	var left string
 	leave := func(err error) func(*Surroundings) {
 		return func(s *Surroundings) {
-			s.Leave = func(c *config.Config) error { left = c.BPF.Instance; return err }
+			s.Leave = func(o sockmap.Options) error { left = o.BPFFS + "/" + o.Instance; return err }
 		}
 	}
 	file := write(t, "node.yaml", "bpf: {instance: x}\n")
 	command(t, leave(nil), "leave", "--config", file).expect(t, ExitOK, `Nothing of instance "x" is left`)
-	if left != "x" {
+	if left != "/sys/fs/bpf/x" {
 		t.Errorf("left %q", left)
 	}
 	command(t, leave(errors.New("capture is owned by another process")), "leave", "--config", file).
@@ -144,29 +146,42 @@ func TestLeave(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	findings := []Finding{
-		{Name: "kernel", Status: FindingOK, Detail: "6.1.0"},
-		{Name: "sk_lookup", Status: FindingDegraded, Detail: "no such program type", Consequence: "Inbound connections are not captured.", MinKernel: "5.9"},
-		{Name: "cgroup2", Status: FindingMissing, Detail: "not mounted", Consequence: "Nothing can be captured."},
+	findings := []probe.Finding{
+		{Name: "kernel", Status: probe.StatusOK, Required: true, Detail: "6.1.0"},
+		{Name: "sk_lookup", Status: probe.StatusWarn, Detail: "no such program type", Consequence: "Inbound connections are not captured.", MinKernel: "5.9"},
+		{Name: "cgroup2", Status: probe.StatusFail, Required: true, Detail: "not mounted", Consequence: "Nothing can be captured."},
 	}
-	check := func(findings []Finding, err error) func(*Surroundings) {
+	var options probe.Options
+	check := func(findings []probe.Finding, err error) func(*Surroundings) {
 		return func(s *Surroundings) {
-			s.Check = func(context.Context, *config.Config) ([]Finding, error) { return findings, err }
+			s.Check = func(_ context.Context, o probe.Options) (probe.Report, error) {
+				options = o
+				return probe.Report{Findings: findings}, err
+			}
 		}
 	}
 	o := command(t, check(findings, nil), "check")
 	o.expect(t, ExitFailure)
 	golden(t, "check", o.stdout)
-	command(t, check(findings[:2], nil), "check").expect(t, ExitOK, "A node runs here, with what is said above.")
-	command(t, check(findings[:1], nil), "check").expect(t, ExitOK, "A node runs here.")
+	command(t, check(findings[:2], nil), "check").expect(t, ExitOK, "A node can run here, with what is said above.")
+	command(t, check(findings[:1], nil), "check").expect(t, ExitOK, "A node can run here.")
 	command(t, check(findings, nil), "check", "-o", "json").expect(t, ExitFailure, `"minKernel": "5.9"`)
 	command(t, check(nil, errors.New("broken")), "check").expect(t, ExitFailure, "broken")
+	if options.Running || options.CgroupRoot != "" || len(options.Ports) != len(probe.DefaultPorts()) {
+		t.Errorf("options: %+v", options)
+	}
+	n := startNode(t)
+	file := write(t, "node.yaml", "runDir: "+filepath.Dir(n.socket)+"\nlisteners: {metrics: off}\ncgroup: {root: /x}\n")
+	command(t, check(findings[:1], nil), "check", "--config", file).expect(t, ExitOK)
+	if !options.Running || options.CgroupRoot != "/x" || len(options.Ports) != len(probe.DefaultPorts())-1 {
+		t.Errorf("options: %+v", options)
+	}
 }
 
 func TestDemo(t *testing.T) {
 	var got []string
 	o := command(t, func(s *Surroundings) {
-		s.Demo = func(_ context.Context, args []string) error { got = args; return nil }
+		s.Demo = func(_ context.Context, args []string, _, _ io.Writer) error { got = args; return nil }
 	}, "demo", "--keep", "-v")
 	o.expect(t, ExitOK)
 	if strings.Join(got, " ") != "--keep -v" {

@@ -13,6 +13,8 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/probe"
 )
 
 // The exit codes.
@@ -39,11 +41,11 @@ type Surroundings struct {
 	// Run runs a node until ctx is done.
 	Run func(context.Context, RunOptions) error
 	// Check looks at what the node needs of the machine.
-	Check func(context.Context, *config.Config) ([]Finding, error)
+	Check func(context.Context, probe.Options) (probe.Report, error)
 	// Leave removes what a node left in the kernel.
-	Leave func(*config.Config) error
+	Leave func(sockmap.Options) error
 	// Demo shows a mesh of two nodes on this machine.
-	Demo func(ctx context.Context, args []string) error
+	Demo func(ctx context.Context, args []string, stdout, stderr io.Writer) error
 }
 
 // RunOptions are what a node is started with.
@@ -58,24 +60,6 @@ type RunOptions struct {
 	Level   *slog.LevelVar
 	// Access takes the access log.
 	Access io.Writer
-}
-
-// The states of findings.
-const (
-	FindingOK       = "ok"
-	FindingDegraded = "degraded" // works, with a Consequence
-	FindingMissing  = "missing"  // the node can't run
-)
-
-// Finding is what a check found.
-type Finding struct {
-	Name   string `json:"name"`
-	Status string `json:"status"`
-	Detail string `json:"detail"`
-	// Consequence is what doesn't work without it.
-	Consequence string `json:"consequence,omitempty"`
-	// MinKernel is the first version that has it.
-	MinKernel string `json:"minKernel,omitempty"`
 }
 
 // errUsage marks errors of the command line.
