@@ -54,7 +54,10 @@ func renderConnections(p *page, l *api.Connections) {
 			endpoint = cell{conn.Endpoint + " (connecting)", warn}
 		}
 		rows = append(rows, []cell{
-			text(conn.Direction), {conn.Source, strong}, {conn.Destination, strong}, text(conn.Service), text(conn.Path),
+			text(conn.Direction),
+			{conn.Source, strong},
+			{conn.Destination, strong},
+			text(conn.Service), text(conn.Path),
 			text(conn.Client), endpoint, text(brief(p.now.Sub(conn.Opened))), text(size(conn.Sent)), text(size(conn.Received)),
 		})
 	}

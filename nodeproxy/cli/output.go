@@ -176,10 +176,3 @@ func plural(n int, one string) string {
 	}
 	return fmt.Sprintf("%d %s", n, many)
 }
-
-func yesNo(b bool) cell {
-	if b {
-		return cell{"yes", good}
-	}
-	return cell{"no", bad}
-}

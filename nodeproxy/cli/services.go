@@ -108,8 +108,10 @@ func renderEndpoints(p *page, services []api.Service) {
 				health += ": " + e.HealthDetail
 			}
 			rows = append(rows, []cell{
-				{services[i].Name, strong}, text(endpointAddress(e)), text(where), text(e.Transport), text(e.Identity),
-				text(fmt.Sprint(e.Active)), {health, healthStyles[e.Health]},
+				{services[i].Name, strong},
+				text(endpointAddress(e)), text(where), text(e.Transport), text(e.Identity),
+				text(fmt.Sprint(e.Active)),
+				{health, healthStyles[e.Health]},
 			})
 		}
 	}

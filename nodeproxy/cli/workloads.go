@@ -53,7 +53,8 @@ func renderWorkloads(p *page, workloads []api.Workload) {
 			refused.style = warn
 		}
 		rows = append(rows, []cell{
-			{w.Name, strong}, runningCell(w), text(w.Inbound), text(w.Egress),
+			{w.Name, strong},
+			runningCell(w), text(w.Inbound), text(w.Egress),
 			text(fmt.Sprintf("%d/%d", w.Active, w.MaxConnections)), refused, leafCell(p, w), text(w.Identity),
 		})
 	}

@@ -31,24 +31,37 @@ const year = 365 * day
 // bounds keep typing errors out, such as a lifetime of seconds that was meant
 // in hours; they are no recommendations.
 var table = []key{
-	{"node.name", HostName, "Name of this node in the mesh.", true,
+	{
+		"node.name", HostName, "Name of this node in the mesh.", true,
 		func(c *Config) value {
 			return text(&c.Node.Name, "a DNS label: a-z, 0-9 and -, 63 at most, with - neither first nor last", checkName)
-		}},
-	{"node.address", "", "Address where other nodes reach this one. Needed as soon as there are other nodes.", true,
-		func(c *Config) value { return address(&c.Node.Address) }},
-	{"node.addresses", "", "Further addresses of this node.", true,
+		},
+	},
+	{
+		"node.address", "", "Address where other nodes reach this one. Needed as soon as there are other nodes.", true,
+		func(c *Config) value { return address(&c.Node.Address) },
+	},
+	{
+		"node.addresses", "", "Further addresses of this node.", true,
 		func(c *Config) value {
 			return listOf(&c.Node.Addresses, wantAddress, parseAddress, formatAddress, kindAny)
-		}},
-	{"node.locality.region", "", "Region of this node; endpoints of the same one are preferred.", true,
-		func(c *Config) value { return text(&c.Node.Locality.Region, "text", nil) }},
-	{"node.locality.zone", "", "Zone of this node within its region; endpoints of the same one come first.", true,
-		func(c *Config) value { return text(&c.Node.Locality.Zone, "text", nil) }},
-	{"node.trustDomain", "mesh.internal", "SPIFFE trust domain of the identities of this node's workloads.", true,
-		func(c *Config) value { return trustDomain(&c.Node.TrustDomain) }},
+		},
+	},
+	{
+		"node.locality.region", "", "Region of this node; endpoints of the same one are preferred.", true,
+		func(c *Config) value { return text(&c.Node.Locality.Region, "text", nil) },
+	},
+	{
+		"node.locality.zone", "", "Zone of this node within its region; endpoints of the same one come first.", true,
+		func(c *Config) value { return text(&c.Node.Locality.Zone, "text", nil) },
+	},
+	{
+		"node.trustDomain", "mesh.internal", "SPIFFE trust domain of the identities of this node's workloads.", true,
+		func(c *Config) value { return trustDomain(&c.Node.TrustDomain) },
+	},
 
-	{"cgroup.root", CgroupAuto, "cgroup2 directory within which workloads are captured. auto: the whole hierarchy, wherever it is mounted.", true,
+	{
+		"cgroup.root", CgroupAuto, "cgroup2 directory within which workloads are captured. auto: the whole hierarchy, wherever it is mounted.", true,
 		func(c *Config) value {
 			return text(&c.Cgroup.Root, "auto, or an absolute path", func(s string) error {
 				if s != CgroupAuto && !strings.HasPrefix(s, "/") {
@@ -56,108 +69,181 @@ var table = []key{
 				}
 				return nil
 			})
-		}},
-	{"bpf.fs", "/sys/fs/bpf", "Where a bpf file system is mounted; programs and maps are pinned there.", true,
-		func(c *Config) value { return absolute(&c.BPF.FS, "an absolute path") }},
-	{"bpf.instance", "default", "Tells several nodes on one machine apart; part of the path of the pins.", true,
+		},
+	},
+	{
+		"bpf.fs", "/sys/fs/bpf", "Where a bpf file system is mounted; programs and maps are pinned there.", true,
+		func(c *Config) value { return absolute(&c.BPF.FS, "an absolute path") },
+	},
+	{
+		"bpf.instance", "default", "Tells several nodes on one machine apart; part of the path of the pins.", true,
 		func(c *Config) value {
 			return text(&c.BPF.Instance, "letters, digits, dashes and underscores, 64 at most", checkInstance)
-		}},
-	{"bpf.maxFlows", "65536", "Most captured connections between their connect and the proxy's accept.", true,
-		func(c *Config) value { return number(&c.BPF.MaxFlows, 1024, 1<<24) }},
-	{"stateDir", "/var/lib/meshproxy", "What outlives a restart: the embedded CA, the last snapshot, the virtual IPs.", true,
-		func(c *Config) value { return absolute(&c.StateDir, "an absolute path") }},
-	{"runDir", "/run/meshproxy", "What doesn't: the admin socket.", true,
-		func(c *Config) value { return absolute(&c.RunDir, "an absolute path of 80 bytes at most") }},
+		},
+	},
+	{
+		"bpf.maxFlows", "65536", "Most captured connections between their connect and the proxy's accept.", true,
+		func(c *Config) value { return number(&c.BPF.MaxFlows, 1024, 1<<24) },
+	},
+	{
+		"stateDir", "/var/lib/meshproxy", "What outlives a restart: the embedded CA, the last snapshot, the virtual IPs.", true,
+		func(c *Config) value { return absolute(&c.StateDir, "an absolute path") },
+	},
+	{
+		"runDir", "/run/meshproxy", "What doesn't: the admin socket.", true,
+		func(c *Config) value { return absolute(&c.RunDir, "an absolute path of 80 bytes at most") },
+	},
 
-	{"listeners.outbound", "15001", "Port on loopback, in each network namespace with workloads, that captured connections go to.", true,
-		func(c *Config) value { return port(&c.Listeners.Outbound) }},
-	{"listeners.inboundPlain", "15006", "Port that plaintext connections to permissive workloads are steered to.", true,
-		func(c *Config) value { return port(&c.Listeners.InboundPlain) }},
-	{"listeners.inboundHBONE", "15008", "Where other nodes' tunnels arrive: a port on all addresses, or an address with a port.", true,
-		func(c *Config) value { return listen(&c.Listeners.InboundHBONE) }},
-	{"listeners.dns", "15053", "Port on loopback, UDP and TCP, that workloads' DNS queries are sent to.", true,
-		func(c *Config) value { return port(&c.Listeners.DNS) }},
-	{"listeners.metrics", "127.0.0.1:15020", "Where Prometheus reads /metrics. off: nowhere.", true,
-		func(c *Config) value { return listenOrOff(&c.Listeners.Metrics) }},
-	{"listeners.readiness", "127.0.0.1:15021", "Where probes ask /healthz/ready and /healthz/live. off: nowhere.", true,
-		func(c *Config) value { return listenOrOff(&c.Listeners.Readiness) }},
+	{
+		"listeners.outbound", "15001", "Port on loopback, in each network namespace with workloads, that captured connections go to.", true,
+		func(c *Config) value { return port(&c.Listeners.Outbound) },
+	},
+	{
+		"listeners.inboundPlain", "15006", "Port that plaintext connections to permissive workloads are steered to.", true,
+		func(c *Config) value { return port(&c.Listeners.InboundPlain) },
+	},
+	{
+		"listeners.inboundHBONE", "15008", "Where other nodes' tunnels arrive: a port on all addresses, or an address with a port.", true,
+		func(c *Config) value { return listen(&c.Listeners.InboundHBONE) },
+	},
+	{
+		"listeners.dns", "15053", "Port on loopback, UDP and TCP, that workloads' DNS queries are sent to.", true,
+		func(c *Config) value { return port(&c.Listeners.DNS) },
+	},
+	{
+		"listeners.metrics", "127.0.0.1:15020", "Where Prometheus reads /metrics. off: nowhere.", true,
+		func(c *Config) value { return listenOrOff(&c.Listeners.Metrics) },
+	},
+	{
+		"listeners.readiness", "127.0.0.1:15021", "Where probes ask /healthz/ready and /healthz/live. off: nowhere.", true,
+		func(c *Config) value { return listenOrOff(&c.Listeners.Readiness) },
+	},
 
-	{"identity.provider", string(ProviderEmbedded), "Where leaves and the trust bundle come from: embedded, a CA in a directory, or files that something else renews.", true,
-		func(c *Config) value { return enum(&c.Identity.Provider, ProviderEmbedded, ProviderFiles) }},
-	{"identity.embedded.dir", "", "Directory of the CA; nodes of one mesh have a copy each. Empty: ca in stateDir.", true,
-		func(c *Config) value { return text(&c.Identity.Embedded.Dir, "a path", nil) }},
-	{"identity.embedded.leafTTL", "24h", "Lifetime of leaves; they are renewed when half of it is over.", true,
-		func(c *Config) value { return duration(&c.Identity.Embedded.LeafTTL, time.Minute, 90*day) }},
-	{"identity.embedded.caTTL", "3650d", "Lifetime of a root that ca init or ca rotate makes.", true,
-		func(c *Config) value { return duration(&c.Identity.Embedded.CATTL, time.Hour, 50*year) }},
-	{"identity.files.dir", "", "Directory with a leaf for each workload; it is watched.", true,
-		func(c *Config) value { return text(&c.Identity.Files.Dir, "a path", nil) }},
-	{"identity.files.workloads", "", "Leaves by identity, each with the files of its certificates and its key; they are watched.", true,
-		func(c *Config) value { return fileLeaves(&c.Identity.Files.Workloads) }},
-	{"identity.files.bundle", "", "File with the roots of the trust bundle; it is watched.", true,
-		func(c *Config) value { return text(&c.Identity.Files.Bundle, "a path", nil) }},
+	{
+		"identity.provider", string(ProviderEmbedded), "Where leaves and the trust bundle come from: embedded, a CA in a directory, or files that something else renews.", true,
+		func(c *Config) value { return enum(&c.Identity.Provider, ProviderEmbedded, ProviderFiles) },
+	},
+	{
+		"identity.embedded.dir", "", "Directory of the CA; nodes of one mesh have a copy each. Empty: ca in stateDir.", true,
+		func(c *Config) value { return text(&c.Identity.Embedded.Dir, "a path", nil) },
+	},
+	{
+		"identity.embedded.leafTTL", "24h", "Lifetime of leaves; they are renewed when half of it is over.", true,
+		func(c *Config) value { return duration(&c.Identity.Embedded.LeafTTL, time.Minute, 90*day) },
+	},
+	{
+		"identity.embedded.caTTL", "3650d", "Lifetime of a root that ca init or ca rotate makes.", true,
+		func(c *Config) value { return duration(&c.Identity.Embedded.CATTL, time.Hour, 50*year) },
+	},
+	{
+		"identity.files.dir", "", "Directory with a leaf for each workload; it is watched.", true,
+		func(c *Config) value { return text(&c.Identity.Files.Dir, "a path", nil) },
+	},
+	{
+		"identity.files.workloads", "", "Leaves by identity, each with the files of its certificates and its key; they are watched.", true,
+		func(c *Config) value { return fileLeaves(&c.Identity.Files.Workloads) },
+	},
+	{
+		"identity.files.bundle", "", "File with the roots of the trust bundle; it is watched.", true,
+		func(c *Config) value { return text(&c.Identity.Files.Bundle, "a path", nil) },
+	},
 
-	{"sources.static.files", "", "Files with nodes, services, workloads, policies; they are watched. Relative paths start at the configuration's directory.", false,
+	{
+		"sources.static.files", "", "Files with nodes, services, workloads, policies; they are watched. Relative paths start at the configuration's directory.", false,
 		func(c *Config) value {
 			return listOf(&c.Sources.StaticFiles, "a path", parsePath, same, kindText)
-		}},
+		},
+	},
 
-	{"defaults.inbound", string(mesh.InboundStrict), "What may connect to a workload: strict, mTLS only; permissive, also plaintext, under policy; off, not captured.", false,
+	{
+		"defaults.inbound", string(mesh.InboundStrict), "What may connect to a workload: strict, mTLS only; permissive, also plaintext, under policy; off, not captured.", false,
 		func(c *Config) value {
 			return enum(&c.Defaults.Inbound, mesh.InboundStrict, mesh.InboundPermissive, mesh.InboundOff)
-		}},
-	{"defaults.inboundLocal", string(mesh.Allow), "Whether processes of this node that are no workload may connect to workloads.", false,
-		func(c *Config) value { return enum(&c.Defaults.InboundLocal, mesh.Allow, mesh.Deny) }},
-	{"defaults.egress", string(mesh.EgressPassthrough), "What happens to destinations outside the mesh: passthrough, left alone; registered-only, refused.", false,
+		},
+	},
+	{
+		"defaults.inboundLocal", string(mesh.Allow), "Whether processes of this node that are no workload may connect to workloads.", false,
+		func(c *Config) value { return enum(&c.Defaults.InboundLocal, mesh.Allow, mesh.Deny) },
+	},
+	{
+		"defaults.egress", string(mesh.EgressPassthrough), "What happens to destinations outside the mesh: passthrough, left alone; registered-only, refused.", false,
 		func(c *Config) value {
 			return enum(&c.Defaults.Egress, mesh.EgressPassthrough, mesh.EgressRegisteredOnly)
-		}},
-	{"defaults.onProxyDown", string(mesh.ProxyDownRefuse), "What happens to connections that need the proxy while it is away: refuse at once, or direct, without the mesh's protection.", false,
+		},
+	},
+	{
+		"defaults.onProxyDown", string(mesh.ProxyDownRefuse), "What happens to connections that need the proxy while it is away: refuse at once, or direct, without the mesh's protection.", false,
 		func(c *Config) value {
 			return enum(&c.Defaults.OnProxyDown, mesh.ProxyDownRefuse, mesh.ProxyDownDirect)
-		}},
-	{"defaults.connectTimeout", "5s", "Longest wait for an endpoint.", false,
-		func(c *Config) value { return duration(&c.Defaults.ConnectTimeout, time.Millisecond, 5*time.Minute) }},
-	{"defaults.idleTimeout", "24h", "Connections on which nothing moves for so long are closed. 0s: never.", false,
-		func(c *Config) value { return duration(&c.Defaults.IdleTimeout, 0, year) }},
-	{"defaults.maxConnectionsPerWorkload", "16384", "Most proxied connections of one workload, inbound and outbound together.", false,
-		func(c *Config) value { return number(&c.Defaults.MaxConnectionsPerWorkload, 1, 1<<24) }},
+		},
+	},
+	{
+		"defaults.connectTimeout", "5s", "Longest wait for an endpoint.", false,
+		func(c *Config) value { return duration(&c.Defaults.ConnectTimeout, time.Millisecond, 5*time.Minute) },
+	},
+	{
+		"defaults.idleTimeout", "24h", "Connections on which nothing moves for so long are closed. 0s: never.", false,
+		func(c *Config) value { return duration(&c.Defaults.IdleTimeout, 0, year) },
+	},
+	{
+		"defaults.maxConnectionsPerWorkload", "16384", "Most proxied connections of one workload, inbound and outbound together.", false,
+		func(c *Config) value { return number(&c.Defaults.MaxConnectionsPerWorkload, 1, 1<<24) },
+	},
 
-	{"dns.domain", "mesh.internal", "DNS domain of the services: web.mesh.internal.", true,
+	{
+		"dns.domain", "mesh.internal", "DNS domain of the services: web.mesh.internal.", true,
 		func(c *Config) value {
 			return text(&c.DNS.Domain, "a DNS domain without a dot at its end, in lower case", checkDomain)
-		}},
-	{"dns.virtualIPv4", "240.240.0.0/16", "Where virtual IPs of services that have none are taken from.", true,
+		},
+	},
+	{
+		"dns.virtualIPv4", "240.240.0.0/16", "Where virtual IPs of services that have none are taken from.", true,
 		func(c *Config) value {
 			return virtualIPs(&c.DNS.VirtualIPv4, "an IPv4 network of 8 to 28 bits, with no bits set beyond them", func(p netip.Prefix) bool {
 				return p.Addr().Is4() && p.Bits() >= 8 && p.Bits() <= 28
 			})
-		}},
-	{"dns.virtualIPv6", "2001:2::/48", "The same for IPv6.", true,
+		},
+	},
+	{
+		"dns.virtualIPv6", "2001:2::/48", "The same for IPv6.", true,
 		func(c *Config) value {
 			return virtualIPs(&c.DNS.VirtualIPv6, "an IPv6 network of 16 to 112 bits, with no bits set beyond them", func(p netip.Prefix) bool {
 				return p.Addr().Is6() && !p.Addr().Is4In6() && p.Bits() >= 16 && p.Bits() <= 112
 			})
-		}},
-	{"dns.upstreams", "", "Resolvers for names outside the mesh. Empty: those of /etc/resolv.conf.", false,
+		},
+	},
+	{
+		"dns.upstreams", "", "Resolvers for names outside the mesh. Empty: those of /etc/resolv.conf.", false,
 		func(c *Config) value {
 			return listOf(&c.DNS.Upstreams, "an IP address, with a port if it isn't 53", parseResolver, formatResolver, kindAny)
-		}},
-	{"dns.ttl", "10s", "How long a workload may keep an answer for a name of the mesh.", false,
-		func(c *Config) value { return duration(&c.DNS.TTL, 0, day) }},
+		},
+	},
+	{
+		"dns.ttl", "10s", "How long a workload may keep an answer for a name of the mesh.", false,
+		func(c *Config) value { return duration(&c.DNS.TTL, 0, day) },
+	},
 
-	{"log.level", "info", "Least level of the log.", false,
-		func(c *Config) value { return enum(&c.Log.Level, "debug", "info", "warn", "error") }},
-	{"log.format", "text", "Format of the log.", true,
-		func(c *Config) value { return enum(&c.Log.Format, "text", "json") }},
-	{"log.access", string(AccessText), "Format of the access log.", true,
-		func(c *Config) value { return enum(&c.Log.Access, AccessOff, AccessText, AccessJSON) }},
-	{"log.accessEntries", string(EntriesProblems), "What the access log has: problems, connections that were refused or ended early; all, each connection when it ends.", true,
-		func(c *Config) value { return enum(&c.Log.AccessEntries, EntriesProblems, EntriesAll) }},
+	{
+		"log.level", "info", "Least level of the log.", false,
+		func(c *Config) value { return enum(&c.Log.Level, "debug", "info", "warn", "error") },
+	},
+	{
+		"log.format", "text", "Format of the log.", true,
+		func(c *Config) value { return enum(&c.Log.Format, "text", "json") },
+	},
+	{
+		"log.access", string(AccessText), "Format of the access log.", true,
+		func(c *Config) value { return enum(&c.Log.Access, AccessOff, AccessText, AccessJSON) },
+	},
+	{
+		"log.accessEntries", string(EntriesProblems), "What the access log has: problems, connections that were refused or ended early; all, each connection when it ends.", true,
+		func(c *Config) value { return enum(&c.Log.AccessEntries, EntriesProblems, EntriesAll) },
+	},
 
-	{"drainTimeout", "30s", "How long open connections may go on when the node stops.", false,
-		func(c *Config) value { return duration(&c.DrainTimeout, 0, day) }},
+	{
+		"drainTimeout", "30s", "How long open connections may go on when the node stops.", false,
+		func(c *Config) value { return duration(&c.DrainTimeout, 0, day) },
+	},
 }
 
 func checkName(s string) error {
