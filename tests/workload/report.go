@@ -19,6 +19,10 @@ const (
 	EventStats    = "stats"
 	EventDialed   = "dialed"
 	EventAccepted = "accepted"
+	EventClosed   = "closed"
+	EventHeld     = "held"
+
+	EventConversed = "conversed"
 )
 
 // Ready says that a role has begun its work.
@@ -56,6 +60,48 @@ type Accepted struct {
 	Event string `json:"event"`
 	Kind  string `json:"kind"`
 	Peers
+}
+
+// Closed is reported by a server for each connection that the client ended,
+// when asked to.
+type Closed struct {
+	Event string `json:"event"`
+	Kind  string `json:"kind"`
+	// Error is how: "EOF" or an errno's name.
+	Error string `json:"error"`
+	// Received is the number of bytes until then.
+	Received int64 `json:"received"`
+}
+
+// The states of Held, in the order in which they come.
+const (
+	HeldRefused   = "refused" // the only one then
+	HeldConnected = "connected"
+	HeldAnswered  = "answered"
+	HeldEnded     = "ended"
+)
+
+// Held is what became of a connection of "hold".
+type Held struct {
+	Event  string `json:"event"`
+	Number int    `json:"number"`
+	State  string `json:"state"`
+	Error  string `json:"error,omitempty"`
+	// Server is who answered.
+	Server string `json:"server,omitempty"`
+}
+
+// Conversed is what came of converse.
+type Conversed struct {
+	Event  string `json:"event"`
+	Target string `json:"target"`
+	OK     bool   `json:"ok"`
+	// Step is the one that failed, or "connect", and Error how.
+	Step  string `json:"step,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Lines are those that were read one by one, Rest what came until the end.
+	Lines []string `json:"lines,omitempty"`
+	Rest  string   `json:"rest,omitempty"`
 }
 
 // Stats is what a calling loop saw since the last report.

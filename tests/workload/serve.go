@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ type server struct {
 	name     string
 	out      *reporter
 	accepted bool // report each connection
+	closed   bool // and how the client ended it
 	closeEOF bool // echo: close both directions at the client's half-close
 	wg       sync.WaitGroup
 
@@ -40,6 +42,7 @@ func serve(ctx context.Context, args []string, out *reporter) error {
 	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
 	fs.StringVar(&s.name, "name", "", "name in answers")
 	fs.BoolVar(&s.accepted, "report-accepted", false, "report each TCP connection")
+	fs.BoolVar(&s.closed, "report-closed", false, "report how clients ended TCP connections")
 	fs.BoolVar(&s.closeEOF, "close-on-eof", false, "echo: close at once when the client has shut down its direction")
 	kinds := map[string]func(net.Conn){
 		"tcp": s.line, "echo": s.echo, "sink": s.sink, "source": s.source,
@@ -124,13 +127,34 @@ func (s *server) acceptLoop(l net.Listener, kind string, handle func(net.Conn)) 
 			s.out.report(Accepted{Event: EventAccepted, Kind: kind, Peers: peersOf(c, true)})
 		}
 		s.wg.Go(func() {
-			handle(c)
+			h := &heard{TCPConn: c.(*net.TCPConn)}
+			handle(h)
+			if s.closed && h.end != nil {
+				s.out.report(Closed{Event: EventClosed, Kind: kind, Error: errorName(h.end), Received: h.received})
+			}
 			_ = c.Close()
 			s.mu.Lock()
 			delete(s.conns, c)
 			s.mu.Unlock()
 		})
 	}
+}
+
+// heard remembers what a handler was told of the client.
+type heard struct {
+	*net.TCPConn
+	received int64
+	end      error
+}
+
+// Read implements net.Conn.
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.TCPConn.Read(p)
+	h.received += int64(n)
+	if err != nil && !errors.Is(err, net.ErrClosed) && h.end == nil {
+		h.end = err
+	}
+	return n, err
 }
 
 type connKey struct{}
@@ -156,7 +180,7 @@ func (s *server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 
 // line answers lines.
 func (s *server) line(c net.Conn) {
-	tcp := c.(*net.TCPConn)
+	tcp := c.(*heard)
 	seen := Seen{Server: s.name, Peers: peersOf(c, true)}
 	lines := bufio.NewScanner(c)
 	for lines.Scan() {
@@ -189,7 +213,7 @@ func (s *server) echo(c net.Conn) {
 		}
 	}
 	_, _ = io.Copy(onlyWriter{c}, onlyReader{c})
-	_ = c.(*net.TCPConn).CloseWrite()
+	_ = c.(*heard).CloseWrite()
 }
 
 // onlyReader and onlyWriter keep io.Copy from splicing in the kernel: an
@@ -219,5 +243,5 @@ func (s *server) silent(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
 
 func (s *server) reset(c net.Conn) {
 	_, _ = c.Read(make([]byte, 1))
-	_ = c.(*net.TCPConn).SetLinger(0)
+	_ = c.(*heard).SetLinger(0)
 }

@@ -38,6 +38,8 @@ var roles = map[string]role{
 	"serve":     {"serve HTTP and TCP until SIGTERM", serve},
 	"call":      {"call a server in a loop until SIGTERM", call},
 	"dial-once": {"make one connection and report how it went", dialOnce},
+	"hold":      {"open connections and report what becomes of them until SIGTERM", hold},
+	"converse":  {"make one connection and go through steps on it", converse},
 	"wait":      {"do nothing until SIGTERM", wait},
 }
 
@@ -77,7 +79,7 @@ var (
 
 func usage(w io.Writer) {
 	fmt.Fprintln(w, "usage: workload ROLE [flags]")
-	for _, name := range []string{"serve", "call", "dial-once", "wait"} {
+	for _, name := range []string{"serve", "call", "dial-once", "hold", "converse", "wait"} {
 		fmt.Fprintf(w, "  %-10s %s\n", name, roles[name].usage)
 	}
 }

@@ -219,7 +219,7 @@ func TestMainStopsAtSIGTERM(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{nil, {"dance"}, {"serve"}, {"serve", "-x"}, {"call"}, {"call", "-url", "u", "-tcp", "t"}, {"dial-once"}, {"wait", "more"}} {
+	for _, args := range [][]string{nil, {"dance"}, {"serve"}, {"serve", "-x"}, {"call"}, {"call", "-url", "u", "-tcp", "t"}, {"dial-once"}, {"hold"}, {"converse"}, {"wait", "more"}} {
 		var out, errs bytes.Buffer
 		if status := Main(args, &out, &errs); status != ExitUsage || errs.Len() == 0 {
 			t.Errorf("%q: exit status %d, says %q", args, status, errs.String())
@@ -258,4 +258,64 @@ func closedPort(t *testing.T) string {
 
 func newContext(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 20*time.Second)
+}
+
+func TestHold(t *testing.T) {
+	addrs := serveAll(t)
+	for _, tc := range []struct {
+		name   string
+		args   []string
+		states []string
+		err    string
+	}{
+		{"refused", []string{"-address", closedPort(t)}, []string{HeldRefused}, "ECONNREFUSED"},
+		{"answered", []string{"-address", addrs["tcp"], "-send", "x"}, []string{HeldConnected, HeldAnswered}, ""},
+		{"reset", []string{"-address", addrs["reset"], "-send", "x"}, []string{HeldConnected, HeldEnded}, "ECONNRESET"},
+		{"closed", []string{"-address", addrs["tcp"], "-send", "HALFCLOSE"}, []string{HeldConnected, HeldEnded}, "EOF"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := start(t, "hold", tc.args...)
+			s.next(t, new(Ready))
+			var h Held
+			for _, state := range tc.states {
+				if s.next(t, &h); h.State != state {
+					t.Fatalf("held: %+v, want %s", h, state)
+				}
+			}
+			if h.Error != tc.err || tc.err == "" && h.Server != "srv" {
+				t.Errorf("held: %+v, want error %q", h, tc.err)
+			}
+		})
+	}
+}
+
+func TestConverse(t *testing.T) {
+	addrs := serveAll(t)
+	for _, tc := range []struct{ name, kind, steps, step, err, rest string }{
+		{"half-close", "echo", "send twice,shut,end", "", "", "twice\n"},
+		{"half-closed by the server", "tcp", "send HALFCLOSE,end,send more", "", "", ""},
+		{"reset", "tcp", "send x,line,reset", "", "", ""},
+		{"reset by the server", "tcp", "send RESET,end", "end", "ECONNRESET", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var c Conversed
+			start(t, "converse", "-address", addrs[tc.kind], "-steps", tc.steps).next(t, &c)
+			if c.OK != (tc.err == "") || c.Step != tc.step || c.Error != tc.err || c.Rest != tc.rest {
+				t.Errorf("conversed: %+v", c)
+			}
+		})
+	}
+}
+
+func TestServerReportsHowClientsEnd(t *testing.T) {
+	s := start(t, "serve", "-tcp", "127.0.0.1:0", "-report-closed")
+	var ready Ready
+	s.next(t, &ready)
+	for steps, want := range map[string]string{"send x,line,reset": "ECONNRESET", "send x,line,shut,end": "EOF"} {
+		start(t, "converse", "-address", ready.Listeners["tcp"][0], "-steps", steps)
+		var c Closed
+		if s.next(t, &c); c.Error != want || c.Received != 2 {
+			t.Errorf("after %q: %+v, want %s", steps, c, want)
+		}
+	}
 }
