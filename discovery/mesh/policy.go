@@ -34,8 +34,8 @@ type Policy struct {
 }
 
 // PolicySource matches where a connection comes from. All fields that are set
-// must match. A source with any identity field never matches a plaintext
-// connection.
+// must match. A plaintext connection has no identity: an identity field never
+// matches it in an allow policy, and always does in a deny policy.
 type PolicySource struct {
 	Identity spiffeid.ID `json:"identity,omitzero"`
 	// IdentityPrefix matches identities by string prefix; a prefix that does
@@ -47,7 +47,7 @@ type PolicySource struct {
 	TrustDomain string `json:"trustDomain,omitempty"`
 	// CIDR matches the true source address.
 	CIDR netip.Prefix `json:"cidr,omitzero"`
-	// Principals matches any verified identity when true.
+	// AnyIdentity matches any verified identity when true.
 	AnyIdentity bool `json:"anyIdentity,omitempty"`
 }
 

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity/files"
 )
 
 // provider is an identity provider that runs and can be looked at.
@@ -54,8 +57,19 @@ func openProvider(c *config.Config, n *Node) (provider, error) {
 		}
 		return p, nil
 	case config.ProviderFiles:
-		return nil, errors.New("files: not yet")
+		return files.Open(filesOptions(c, n))
 	default:
 		return nil, fmt.Errorf("identity.provider %q is unknown", c.Identity.Provider)
 	}
+}
+
+func filesOptions(c *config.Config, n *Node) files.Options {
+	o := files.Options{Dir: c.Identity.Files.Dir, Logger: n.log}
+	for _, w := range c.Identity.Files.Workloads {
+		o.Workloads = append(o.Workloads, files.Workload{Identity: w.Identity, CertFile: w.Cert, KeyFile: w.Key})
+	}
+	if c.Identity.Files.Bundle != "" {
+		o.Bundles = map[spiffeid.TrustDomain]string{c.Node.TrustDomain: c.Identity.Files.Bundle}
+	}
+	return o
 }
