@@ -24,11 +24,13 @@ import (
 
 // options are the flags.
 type options struct {
-	quick   bool
-	rounds  int
-	peers   string
-	product string
-	out     string
+	quick     bool
+	rounds    int
+	idle      int
+	workloads int
+	peers     string
+	product   string
+	out       string
 }
 
 func main() {
@@ -52,6 +54,8 @@ func parseFlags() options {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "short windows, one round: does it work? Writes no files unless -out is given")
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds, instead of the plan's")
+	flag.IntVar(&o.idle, "idle", 0, "idle connections, instead of the plan's")
+	flag.IntVar(&o.workloads, "workloads", 0, "workloads, instead of the plan's")
 	flag.StringVar(&o.peers, "peers", "", "only these, separated by commas")
 	flag.StringVar(&o.product, "meshproxy", "bin/meshproxy", "the binary to measure")
 	flag.StringVar(&o.out, "out", "", "directory of the repository, where the results are written (default . without -quick)")
@@ -59,16 +63,28 @@ func parseFlags() options {
 	return o
 }
 
-func run(ctx context.Context, o options) (err error) {
+// plan is the one that the flags ask for.
+func (o options) plan() plan {
 	p := fullPlan
 	if o.quick {
 		p = quickPlan
-	} else if o.out == "" {
+	}
+	for _, change := range []struct {
+		to    *int
+		value int
+	}{{&p.rounds, o.rounds}, {&p.idle, o.idle}, {&p.workloads, o.workloads}} {
+		if change.value > 0 {
+			*change.to = change.value
+		}
+	}
+	return p
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if !o.quick && o.out == "" {
 		o.out = "."
 	}
-	if o.rounds > 0 {
-		p.rounds = o.rounds
-	}
+	p := o.plan()
 	notes, err := readNotes()
 	if err != nil {
 		return err

@@ -18,8 +18,9 @@ import (
 	"github.com/meshproxy/meshproxy/tests/testnet"
 )
 
-// manyFirstPort is where the services of many workloads begin.
-const manyFirstPort = 20000
+// manyFirstPort is where the services of many workloads begin, below the ports
+// that connections are made from.
+const manyFirstPort = 2000
 
 // manyWorkloads measures the nodes' memory with a number of workloads on each:
 // those of host b serve a service each, those of host a call one each, once.
