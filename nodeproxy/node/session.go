@@ -30,14 +30,17 @@ func (a *account) begin(r telemetry.Record, why error) {
 	a.shard.Open(&a.Connection, r)
 }
 
-// end closes the account; a connection that never got as far as an endpoint is
-// counted as refused.
+// end closes the account; a connection that never reached an endpoint is
+// counted as refused, unless its client itself gave up.
 func (a *account) end(m *telemetry.Metrics, r func() telemetry.Record, why reason.Reason, text string) {
-	if a.open {
+	switch {
+	case !a.open:
+		m.Refused(r(), why, text)
+	case a.Reached() || why == reason.None || why == reason.Reset:
 		a.Close(why, text)
-		return
+	default:
+		a.Refuse(why, text)
 	}
-	m.Refused(r(), why, text)
 }
 
 func detail(err error) string {

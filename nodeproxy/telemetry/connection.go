@@ -66,20 +66,12 @@ func (c *Connection) Connected() {
 // connection ended as its peers wanted, and detail is what is known beyond it.
 // Only the first call counts.
 func (c *Connection) Close(r reason.Reason, detail string) {
-	s := c.shard
-	if s == nil {
+	m := c.leave(r, detail)
+	if m == nil {
 		return
 	}
-	m := s.metrics
-	s.mu.Lock()
-	s.live.remove(c)
-	s.mu.Unlock()
-	c.pair.Close()
 	if r != reason.None {
 		m.ended(c.record.Direction, r)
-	}
-	if m.watchers.any() {
-		m.watchers.send(Event{Kind: EventClosed, Time: m.now(), Connection: c.View(), Reason: r, Detail: detail})
 	}
 	if m.accessLog != nil && m.accessLog.wants(r) {
 		now := m.now()
@@ -88,7 +80,36 @@ func (c *Connection) Close(r reason.Reason, detail string) {
 			Sent: c.sent.Load(), Received: c.received.Load(), Duration: now.Sub(c.opened),
 		})
 	}
+}
+
+// Refuse ends the account of a connection that reached no endpoint: its client
+// was refused, and it counts as such. Like Close, it counts once.
+func (c *Connection) Refuse(r reason.Reason, detail string) {
+	if m := c.leave(r, detail); m != nil {
+		m.refused(c.record, r, detail)
+	}
+}
+
+// Reached reports whether an endpoint was reached.
+func (c *Connection) Reached() bool { return c.connected.Load() }
+
+// leave takes the connection out of what is open; it returns nil when it was
+// not in there.
+func (c *Connection) leave(r reason.Reason, detail string) *Metrics {
+	s := c.shard
+	if s == nil {
+		return nil
+	}
+	m := s.metrics
+	s.mu.Lock()
+	s.live.remove(c)
+	s.mu.Unlock()
+	c.pair.Close()
+	if m.watchers.any() {
+		m.watchers.send(Event{Kind: EventClosed, Time: m.now(), Connection: c.View(), Reason: r, Detail: detail})
+	}
 	c.shard, c.pair = nil, nil
+	return m
 }
 
 // View is a connection as it stood at one moment.

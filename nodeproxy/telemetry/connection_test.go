@@ -49,6 +49,26 @@ func TestConnections(t *testing.T) {
 	c.Close(reason.None, "")
 }
 
+// TestRefuse: a connection that reached no endpoint counts as refused, once, and
+// not as one that ended early.
+func TestRefuse(t *testing.T) {
+	m := New(Options{Now: newClock().Now})
+	var c Connection
+	m.Shard().Open(&c, record("front", "web"))
+	if c.Reached() {
+		t.Error("reached before it was connected")
+	}
+	c.Refuse(reason.ConnectRefused, "nobody there")
+	c.Refuse(reason.ConnectRefused, "nobody there")
+	want := []RefusalCount{{Outbound, reason.ConnectRefused, 1}}
+	if diff := cmp.Diff(want, m.Refusals()); diff != "" {
+		t.Error(diff)
+	}
+	if left := m.Connections(nil); len(left) > 0 {
+		t.Errorf("still open: %v", left)
+	}
+}
+
 func TestWatch(t *testing.T) {
 	now := newClock()
 	m := New(Options{Now: now.Now})

@@ -14,16 +14,21 @@ import (
 // Refused counts a connection that was refused, and logs it unless too many
 // like it were logged just now. detail is what is known beyond the reason.
 func (m *Metrics) Refused(r Record, why reason.Reason, detail string) {
-	m.refusals.counter(refusalKey{
-		direction: r.Direction, reason: why,
-		source: r.Source, destination: r.Destination, service: r.Service,
-	}).Add(1)
 	if m.watchers.any() {
 		now := m.now()
 		m.watchers.send(Event{
 			Kind: EventRefused, Time: now, Connection: View{Record: r, Opened: now}, Reason: why, Detail: detail,
 		})
 	}
+	m.refused(r, why, detail)
+}
+
+// refused counts and logs.
+func (m *Metrics) refused(r Record, why reason.Reason, detail string) {
+	m.refusals.counter(refusalKey{
+		direction: r.Direction, reason: why,
+		source: r.Source, destination: r.Destination, service: r.Service,
+	}).Add(1)
 	if m.accessLog != nil {
 		m.accessLog.limited(&Entry{Record: r, Time: m.now(), Refused: true, Reason: why, Detail: detail})
 	}

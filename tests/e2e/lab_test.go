@@ -46,7 +46,7 @@ func run(m *testing.M) int {
 	programs.meshproxy = filepath.Join(dir, "meshproxy")
 	programs.workload = filepath.Join(dir, "workload")
 	for program, pkg := range map[string]string{
-		programs.meshproxy: "github.com/meshproxy/meshproxy/tmpmain",
+		programs.meshproxy: "github.com/meshproxy/meshproxy",
 		programs.workload:  "github.com/meshproxy/meshproxy/tests/workload/cmd/workload",
 	} {
 		build := exec.Command("go", "build", "-o", program, pkg)
