@@ -4,7 +4,7 @@
 set -euo pipefail
 
 need=()
-command -v clang >/dev/null || need+=(clang)
+command -v clang >/dev/null || command -v clang-14 >/dev/null || need+=(clang)
 command -v llvm-strip >/dev/null || need+=(llvm)
 test -e /usr/include/bpf/bpf_helpers.h || need+=(libbpf-dev)
 command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
