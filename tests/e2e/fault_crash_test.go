@@ -44,7 +44,7 @@ func TestCrash(t *testing.T) {
 		l := l.in(t)
 		// Before and after the heartbeat is stale.
 		for _, address := range []string{"10.77.0.2:8080", virtual} {
-			l.fails(a, "client", address, "ECONNREFUSED at connect", time.Second)
+			l.fails(a, "client", address, refusedAtOnce, time.Second)
 		}
 		l.eventually("workload goes direct", func() error {
 			d := l.dial(a, "direct", "-address", virtual, "-send", "hello")
@@ -57,7 +57,7 @@ func TestCrash(t *testing.T) {
 			return nil
 		})
 		for _, address := range []string{"10.77.0.2:8080", virtual} {
-			l.fails(a, "client", address, "ECONNREFUSED at connect", time.Second)
+			l.fails(a, "client", address, refusedAtOnce, time.Second)
 		}
 	})
 	t.Run("nobody takes the proxy's ports", func(t *testing.T) {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -18,6 +19,13 @@ import (
 
 // What tests of faults have in common: traffic that goes on while things break,
 // and what a node says about it.
+
+// longer is a context for what takes longer than other steps.
+func (l *lab) longer(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	l.Cleanup(cancel)
+	return ctx
+}
 
 // background starts a workload's process and waits until it is ready.
 func (l *lab) background(where place, cgroup, role string, args ...string) *testnet.Process {
@@ -137,11 +145,22 @@ func (l *lab) hold(where place, cgroup, address string, n int) *testnet.Process 
 	return p
 }
 
+// What a client sees of a connection that is refused in the kernel, and of one
+// that the proxy took and could not bring anywhere: then the reset may be there
+// before the first write or after it.
+const (
+	refusedAtOnce = "ECONNREFUSED at connect"
+	resetLater    = "ECONNRESET at read"
+)
+
 // fails dials and wants it to fail in a way, within a time.
 func (l *lab) fails(where place, cgroup, address, want string, within time.Duration) {
 	l.Helper()
 	began := time.Now()
 	d := l.dial(where, cgroup, "-address", address, "-send", "hello")
+	if d.Stage == "write" {
+		d.Stage = "read"
+	}
 	if got := d.Error + " at " + d.Stage; d.OK || got != want {
 		l.Errorf("%s to %s: ok=%v, %s; want %s", cgroup, address, d.OK, got, want)
 	}
