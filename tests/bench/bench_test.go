@@ -153,7 +153,7 @@ func TestManyWorkloads(t *testing.T) {
 	if _, err := os.Stat(s.a.Cgroup("many", "6")); err != nil {
 		t.Errorf("the last workload has no cgroup: %v", err)
 	}
-	if got := strings.Count(manyMesh(s, 7), "\n"); got != 3+1+14+1+7 {
+	if got := strings.Count(manyMesh(s, 7), "\n"); got != 3+1+14+2+7 {
 		t.Errorf("mesh of %d lines:\n%s", got, manyMesh(s, 7))
 	}
 }

@@ -40,6 +40,9 @@ func manyWorkloads(ctx context.Context, s *site, count int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := nodes.checkUsed(ctx, count); err != nil {
+		return 0, err
+	}
 	memory, err := settledRSS(ctx, []int{nodes[0].Pid(), nodes[1].Pid()})
 	if err != nil {
 		return 0, err
@@ -87,7 +90,7 @@ func manyMesh(s *site, count int) string {
 			fmt.Fprintf(&b, "- {name: %s-%d, node: %s, match: [{cgroup: %s}]}\n", h.Name(), i, h.Name(), path)
 		}
 	}
-	b.WriteString("services:\n")
+	b.WriteString("authorization: {default: allow}\nservices:\n")
 	for i := range count {
 		fmt.Fprintf(&b, "- {name: b-%d, ports: [{port: %d}], endpoints: [{node: b, port: %d}]}\n", i, manyFirstPort+i, manyFirstPort+i)
 	}

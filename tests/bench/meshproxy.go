@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 )
 
@@ -68,8 +69,55 @@ func (meshproxy) start(ctx context.Context, s *site) (*instance, error) {
 	for i, h := range s.topology.Hosts() {
 		in.proxies = append(in.proxies, proxyProcess{nodes[i].Process, h.Cgroup(meshnode.Cgroup)})
 	}
+	if err := nodes.checkCaptured(ctx, s, in); err != nil {
+		return nil, errors.Join(err, nodes.leave(ctx))
+	}
 	return in, nil
 }
+
+// checkCaptured makes sure that it isn't a direct connection that is measured.
+func (m meshNodes) checkCaptured(ctx context.Context, s *site, in *instance) error {
+	client, err := s.startClient(in, clientArgs{Kind: "idle", Count: 1})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_ = client.Kill()
+		<-client.Done()
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if _, err := client.Stdout().WaitString(ctx, "ready"); err != nil {
+		return fmt.Errorf("connect through the mesh: %w: %s", err, client.Stderr().Tail(300))
+	}
+	for i, direction := range []string{"outbound", "inbound"} {
+		open, err := m[i].Admin.Connections(ctx, api.ConnectionFilter{Path: "hbone", Direction: direction})
+		if err != nil {
+			return fmt.Errorf("ask node: %w", err)
+		}
+		if open.Total != 1 {
+			return fmt.Errorf("%w: %d %s connections by hbone, want 1", errNotCaptured, open.Total, direction)
+		}
+	}
+	return nil
+}
+
+// checkUsed makes sure that every workload got a leaf and was used once.
+func (m meshNodes) checkUsed(ctx context.Context, count int) error {
+	for _, n := range m {
+		status, err := n.Admin.Status(ctx)
+		if err != nil {
+			return fmt.Errorf("ask node: %w", err)
+		}
+		if status.Identity.Leaves < count || status.Traffic.Opened < uint64(count) {
+			return fmt.Errorf("%w: node %s has %d leaves and opened %d connections for %d workloads",
+				errNotCaptured, status.Node, status.Identity.Leaves, status.Traffic.Opened, count)
+		}
+	}
+	return nil
+}
+
+var errNotCaptured = errors.New("not through the mesh")
 
 // meshNodes are the nodes of both hosts.
 type meshNodes []*meshnode.Node
@@ -90,6 +138,10 @@ func startNodes(ctx context.Context, s *site, mesh string) (meshNodes, error) {
 	}
 	var nodes meshNodes
 	for _, h := range s.topology.Hosts() {
+		// A node begins with the last mesh that it knew, which is another one.
+		if err := os.RemoveAll(meshnode.StateDir(h)); err != nil {
+			return nil, errors.Join(fmt.Errorf("remove state: %w", err), nodes.leave(ctx))
+		}
 		n, err := meshnode.Start(ctx, meshnode.Options{
 			Host: h, Program: []string{s.product}, MeshFile: path, CADir: ca, Extra: benchExtra,
 		})

@@ -139,6 +139,7 @@ func good(s *stage, c *call) *traffic {
 // goodSightings are what nodes say when all is well.
 func goodSightings() *observer {
 	o := newObserver()
+	o.pass(hostA, 1)
 	for i := range calls {
 		c := &calls[i]
 		if c.service == "" {
@@ -203,6 +204,7 @@ func TestVerdict(t *testing.T) {
 			o.add(hostA, api.Connection{Direction: "outbound", Source: "api", Service: "db", SourceIdentity: "spiffe://x/y"}, api.ConnectionEvent{})
 		}, "own identities"},
 		{"the forbidden pair gets through", func(all []*traffic, _ *observer) { all[8].requests = 1 }, "is refused by db"},
+		{"nothing was passed through", func(_ []*traffic, o *observer) { o.pass(hostA, 0) }, "is passed through"},
 		{"refused for another reason", func(_ []*traffic, o *observer) {
 			clear(o.seen[pair(hostA, "web", "db")].ended)
 		}, "is refused by db"},

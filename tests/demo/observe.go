@@ -18,6 +18,7 @@ import (
 // inspector is what the demo asks a node; the admin socket's client is one.
 type inspector interface {
 	Connections(context.Context, api.ConnectionFilter) (api.Connections, error)
+	Status(context.Context) (api.Status, error)
 	WatchConnections(context.Context, api.ConnectionFilter, func(api.ConnectionEvent) error) error
 }
 
@@ -36,10 +37,14 @@ type sighting struct {
 type observer struct {
 	mu   sync.Mutex
 	seen map[string]*sighting
-	err  error
+	// passed is how many connections were passed through, by node.
+	passed map[string]uint64
+	err    error
 }
 
-func newObserver() *observer { return &observer{seen: map[string]*sighting{}} }
+func newObserver() *observer {
+	return &observer{seen: map[string]*sighting{}, passed: map[string]uint64{}}
+}
 
 // pair is the key of sightings: who calls what, from which node.
 func pair(node, source, service string) string { return node + " " + source + " " + service }
@@ -67,7 +72,20 @@ func (o *observer) poll(ctx context.Context, node string, i inspector) error {
 	for _, c := range answer.Connections {
 		o.add(node, c, api.ConnectionEvent{})
 	}
+	status, err := i.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("ask node %s: %w", node, err)
+	}
+	o.pass(node, status.Capture.Passthrough)
 	return nil
+}
+
+// pass notes how many connections a node has passed through. They go on in the
+// kernel as if there were no node, which therefore only counts them.
+func (o *observer) pass(node string, n uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.passed[node] = n
 }
 
 func (o *observer) add(node string, c api.Connection, e api.ConnectionEvent) {
@@ -99,6 +117,9 @@ func (o *observer) add(node string, c api.Connection, e api.ConnectionEvent) {
 func (o *observer) of(c *call) sighting {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if c.service == "" && c.workload != "" && o.passed[nodeOf(c.place)] > 0 {
+		return sighting{paths: map[string]bool{pathPlain: true}}
+	}
 	s := o.seen[pair(nodeOf(c.place), c.workload, c.service)]
 	if s == nil || c.service == "" {
 		return sighting{}

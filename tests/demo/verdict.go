@@ -69,7 +69,7 @@ func (s *stage) judge(all []*traffic, o *observer) verdict {
 		case c.service != "":
 			s.judgeMeshed(&v, c, t, o.of(c))
 		default:
-			s.judgePlain(&v, c, t)
+			s.judgePlain(&v, c, t, o.of(c))
 		}
 	}
 	return v
@@ -105,10 +105,13 @@ func (s *stage) judgeMeshed(v *verdict, c *call, t *traffic, seen sighting) {
 }
 
 // judgePlain is about a call that the mesh has no part in.
-func (s *stage) judgePlain(v *verdict, c *call, t *traffic) {
+func (s *stage) judgePlain(v *verdict, c *call, t *traffic, seen sighting) {
 	text := fmt.Sprintf("%s reaches %s, which is outside the mesh, as if there were none", c.from(), c.target())
 	if c.workload == "" {
 		text = fmt.Sprintf("%s, which is no workload, reaches %s untouched", c.from(), c.target())
+	}
+	if c.workload != "" {
+		v.expect(list(seen.paths) == c.path, fmt.Sprintf("%s to %s is passed through", c.from(), c.target()), "the node has counted none")
 	}
 	dialled := s.addrOf(*c.server).String()
 	v.expect(t.requests > 0 && t.errors == 0 && t.seenFrom(s.ipOf(c.place)) && t.peer == dialled, text,

@@ -69,8 +69,8 @@ func calledText(c *call, t *traffic) string {
 	return c.target()
 }
 
-// pathText is the node's word where it has one. What is passed through goes on
-// as if there were no node, which therefore doesn't list it.
+// pathText is the node's word, which knows nothing of those who are no
+// workload.
 func pathText(c *call, t *traffic, s sighting) string {
 	switch {
 	case t.requests == 0 && t.errors > 0:
@@ -82,8 +82,6 @@ func pathText(c *call, t *traffic, s sighting) string {
 		return list(s.paths)
 	case t.requests > 0 && c.workload == "":
 		return pathNone
-	case t.requests > 0 && c.server != nil:
-		return pathPlain
 	}
 	return "?"
 }

@@ -93,6 +93,9 @@ func CgroupPath(t *testnet.Topology, n *testnet.Namespace, below string) string 
 	return "/" + path
 }
 
+// StateDir is what outlives a restart of the host's node.
+func StateDir(h *testnet.Host) string { return filepath.Join(h.Dir(), "lib") }
+
 // configFile is what the template is filled with.
 type configFile struct {
 	Options
@@ -136,7 +139,7 @@ func newConfigFile(o Options) configFile {
 		CgroupRoot:  h.Cgroup(),
 		BPFFS:       h.BPFFS(),
 		Instance:    h.Name(),
-		StateDir:    filepath.Join(h.Dir(), "lib"),
+		StateDir:    StateDir(h),
 		RunDir:      filepath.Join(h.Dir(), "run"),
 		Path:        filepath.Join(h.Dir(), "meshproxy.yaml"),
 	}
