@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,6 +126,37 @@ type tally struct {
 
 func (s *tally) Next(failed error) (l4.Target, error) { return s.target, failed }
 func (s *tally) Connected(*tunnel.Peer)               {}
-func (s *tally) Sent(n int)                           { s.sent += n }
+func (s *tally) Sent(n int)                           { s.sent += n; tallied.Add(1) }
 func (s *tally) Received(n int)                       { s.received += n }
 func (s *tally) Closed(reason.Reason, string)         {}
+
+// BenchmarkCopy counts what the copy path allocates: per read of the sending
+// node and per read of the receiving one, and nothing else allocates meanwhile.
+func BenchmarkCopy(b *testing.B) {
+	app := serveLoad(b)
+	for _, way := range []struct {
+		name  string
+		start starter
+	}{{"pair", direct}, {"tunnel", newMesh}} {
+		b.Run(way.name, func(b *testing.B) {
+			front := cheap(b, app, way.start)
+			runLoad(b, "up", front, 100*time.Millisecond) // pools and windows are full
+			for b.Loop() {
+				before, reads := mallocs(), tallied.Load()
+				r := runLoad(b, "up", front, window)
+				n := float64(tallied.Load() - reads)
+				b.ReportMetric(float64(r.Bytes)/n, "B/read")
+				b.ReportMetric(float64(mallocs()-before)/n, "allocs/read")
+			}
+		})
+	}
+}
+
+// tallied counts the reads of all sessions that only count.
+var tallied atomic.Int64
+
+func mallocs() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.Mallocs
+}

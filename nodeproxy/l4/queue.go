@@ -90,5 +90,3 @@ func (q *queue) release() {
 	}
 	q.chunks, q.off = nil, 0
 }
-
-func (q *queue) empty() bool { return q == nil || len(q.chunks) == 0 }

@@ -142,7 +142,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	if e := loop.Connect(s, at); e != 0 && e != unix.EINPROGRESS {
 		t.Fatal(e)
 	}
-	paused := make(chan loop.Stats)
+	paused := make(chan loop.Stats, 1)
 	do(t, l, func() {
 		var poll func()
 		poll = func() {

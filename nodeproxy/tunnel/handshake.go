@@ -80,7 +80,7 @@ func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, secu
 	m := &memory{Conn: nc}
 	conn := secure(m)
 	if f == nil {
-		f = (func(ctx context.Context, c *tls.Conn) error { return c.HandshakeContext(ctx) })
+		f = func(ctx context.Context, c *tls.Conn) error { return c.HandshakeContext(ctx) }
 	}
 	if err := f(ctx, conn); err != nil {
 		return nil, shakeError(ctx, err)

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/tunneltest"
@@ -23,7 +21,7 @@ import (
 // bulk is more than any window or buffer on the way.
 var bulk = bytes.Repeat([]byte("0123456789abcdef"), 24<<20/16)
 
-// An independent client: x/net/http2's transport. It half-closes by ending the
+// An independent client: net/http's transport (x/net/http2's code). It half-closes by ending the
 // request's body.
 func TestForeignClient(t *testing.T) {
 	ca := tunneltest.NewCA(t)
@@ -39,8 +37,9 @@ func TestForeignClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := &http2.Transport{
-		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+	tr := &http.Transport{
+		ForceAttemptHTTP2: true,
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", s.addr.String())
 		},
 	}
@@ -78,7 +77,7 @@ func TestForeignClient(t *testing.T) {
 	}
 }
 
-// An independent server: x/net/http2's.
+// An independent server: net/http's.
 func TestForeignServer(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -101,15 +100,21 @@ func TestForeignServer(t *testing.T) {
 			}
 		}
 	})
-	addr := rawListener(t, func(nc net.Conn) {
-		config := ca.ServerConfig(func(string) spiffeID { return tunneltest.ID("server") })
-		tc := tls.Server(nc, config)
-		if err := tc.Handshake(); err != nil {
-			t.Error(err)
-			return
-		}
-		(&http2.Server{}).ServeConn(tc, &http2.ServeConnOpts{Handler: handler})
-	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{
+		Handler:   handler,
+		TLSConfig: ca.ServerConfig(func(string) spiffeID { return tunneltest.ID("server") }),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.ServeTLS(ln, "", "") }()
+	defer func() {
+		server.Close()
+		<-served
+	}()
+	addr := ln.Addr().(*net.TCPAddr).AddrPort()
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
 	key := keyTo(addr, "a", "server")
 	first := c.open(key, 10*time.Second).must()
