@@ -24,6 +24,9 @@ import (
 var tunnelSockets = tunnel.Sockets{SendBuffer: 512 << 10, ReceiveBuffer: 512 << 10}
 
 const (
+	// maxTunnels is how many connections the streams of one source to one
+	// endpoint may share: 12,800 of them to a ztunnel, which takes 200 on each.
+	maxTunnels = 64
 	// heartbeatInterval is how often a loop proves that it turns.
 	heartbeatInterval = 250 * time.Millisecond
 	// stuck is how long a loop may be silent before the node counts as hung.
@@ -65,8 +68,9 @@ func (n *Node) startLoops(context.Context) error {
 			Logger: n.log, Lifetime: tunnel.Lifetime{CloseExpired: true, Grace: time.Minute},
 		})
 		w.pool = tunnel.NewPool(w.carrier, tunnel.PoolOptions{
-			Identity: clientIdentity{n.provider}, Control: n.capture.Control,
+			Identity: clientIdentity{n.provider}, Control: n.capture.Control, Handshake: shakeHands,
 			Handshakes: handshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
+			MaxConns: maxTunnels,
 		})
 		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log})
 		w.router, w.gate = newRouter(n, shard), &gate{node: n, shard: shard}
@@ -195,6 +199,12 @@ func (c clientIdentity) ClientConfig(_ context.Context, key *tunnel.Key) (*tls.C
 	return config, nil
 }
 
+// shakeHands is a handshake whose errors say what package identity knows.
+func shakeHands(ctx context.Context, c *tls.Conn) error {
+	_, err := identity.Handshake(ctx, c)
+	return identityReason(err)
+}
+
 // explainVerification gives the errors of verification the reasons that metrics
 // and logs know.
 func explainVerification(config *tls.Config) {
@@ -213,6 +223,8 @@ func identityReason(err error) error {
 		reason reason.Reason
 	}{
 		{identity.ErrIdentityMismatch, reason.IdentityMismatch},
+		{identity.ErrUnknownServerName, reason.IdentityMismatch},
+		{identity.ErrNoServerName, reason.IdentityMismatch},
 		{identity.ErrExpired, reason.TLSExpired},
 		{identity.ErrNotYetValid, reason.TLSExpired},
 		{identity.ErrUntrusted, reason.PeerUntrusted},
