@@ -16,6 +16,11 @@ const recordSize = 16384
 // recordOverhead is what TLS 1.3 adds to it: header, content type and tag.
 const recordOverhead = 5 + 1 + 16
 
+// connWindow lets sixteen streams whose readers are stuck hold their whole
+// windows before the connection's other streams feel it (ztunnel: four). What
+// they hold is bounded per workload where it is kept.
+const connWindow = 16 * h2.DefaultStreamWindow
+
 // lookAround is how often a carrier looks at each of its connections: the
 // resolution of PING, idle and age, unless they are shorter.
 const lookAround = time.Second
@@ -98,6 +103,9 @@ func NewCarrier(l *loop.Loop, o Options) *Carrier {
 	}
 	// Two more than one Reserve fills: control frames, and what a turn begins with.
 	c.out = l.NewPool((slots + 2) * (recordSize + recordOverhead))
+	if c.http2.ConnWindow == 0 {
+		c.http2.ConnWindow = connWindow
+	}
 	c.http2.Now = func() int64 { return int64(l.Now()) }
 	c.http2.Batches = h2.NewBatchPool()
 	l.Every(min(lookAround, o.PingInterval/4, o.PingTimeout/4, o.ClientIdle/4), c.lookAround)
