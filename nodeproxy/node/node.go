@@ -315,7 +315,7 @@ func (n *Node) newTunnelServer() *tunnel.Server {
 	}
 	return tunnel.NewServer(tunnel.ServerOptions{
 		Config: configFunc(config), Seats: seats, Logger: n.log,
-		Sockets: tunnelSockets, Observe: n.observeHandshake,
+		Sockets: tunnelSockets, Handshake: shakeHands, Observe: n.observeHandshake,
 	})
 }
 

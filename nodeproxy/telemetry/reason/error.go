@@ -119,6 +119,8 @@ func ofAlert(code uint8) Reason {
 		return PeerUntrusted
 	case 49: // access_denied
 		return PeerDenied
+	case 112: // unrecognized_name: nobody there has the identity that SNI asks for
+		return IdentityMismatch
 	case 116: // certificate_required
 		return PeerMissing
 	default:

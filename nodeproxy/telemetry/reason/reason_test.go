@@ -83,6 +83,7 @@ func TestOf(t *testing.T) {
 		{"any verification", &tls.CertificateVerificationError{Err: errors.New("x")}, reason.PeerUntrusted},
 		{"alert expired", fmt.Errorf("remote error: %w", tls.AlertError(45)), reason.TLSExpired},
 		{"alert unknown ca", tls.AlertError(48), reason.PeerUntrusted},
+		{"alert unrecognized name", tls.AlertError(112), reason.IdentityMismatch},
 		{"alert certificate required", tls.AlertError(116), reason.PeerMissing},
 		{"alert access denied", tls.AlertError(49), reason.PeerDenied},
 		{"alert other", tls.AlertError(40), reason.TLSHandshake},
