@@ -17,7 +17,6 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 	"github.com/meshproxy/meshproxy/sockmap"
-	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
@@ -227,55 +226,34 @@ func (s *namespaces) cookieOf(w mesh.Name) uint64 {
 
 // find opens the namespaces of the workloads: those that are configured, and
 // those that their processes are in. It reports whether anything changed.
-func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, root string) bool {
+func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, mount string) bool {
 	changed := false
+	cgroups := cgroupsOf(mount, workloads)
 	for _, w := range workloads {
-		h, err := s.locate(w, root)
+		h, err := locate(w, mount, cgroups[w.Canonical()])
 		if err != nil {
 			s.log.Warn("find network namespace", "workload", w.Name, "error", err)
 		}
-		if h == nil {
-			continue
-		}
-		if s.join(ctx, w.Name, h) {
+		if h != nil && s.join(ctx, w.Name, h) {
 			changed = true
 		}
 	}
 	return changed
 }
 
-// locate returns the namespace of a workload, nil when that is the node's own
-// or nobody knows yet.
-func (s *namespaces) locate(w *mesh.Workload, root string) (*netns.Handle, error) {
+// locate returns the namespace of a workload, nil when nobody knows yet.
+func locate(w *mesh.Workload, mount string, cgroups []string) (*netns.Handle, error) {
 	if w.NetNS != "" {
 		return netns.Open(w.NetNS)
 	}
-	for _, dir := range workloadCgroups(root, w) {
-		pids, err := cgroup.PIDs(dir)
-		if err != nil {
-			continue // gone meanwhile
-		}
-		for _, pid := range pids {
-			h, err := netns.OfPID(pid)
-			if err == nil {
+	for _, at := range cgroups {
+		for _, pid := range pidsIn(mount, at) {
+			if h, err := netns.OfPID(pid); err == nil {
 				return h, nil
 			}
 		}
 	}
 	return nil, nil
-}
-
-// workloadCgroups are the directories of the cgroups that a workload's
-// selectors match.
-func workloadCgroups(root string, w *mesh.Workload) []string {
-	var dirs []string
-	_ = cgroup.Walk(root, func(path string, _ uint64) error {
-		if cgroup.Match(w.Selectors, path) {
-			dirs = append(dirs, root+path)
-		}
-		return nil
-	})
-	return dirs
 }
 
 // seen handles the kernel's report of a workload in a namespace without
@@ -331,10 +309,11 @@ func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) boo
 
 // sweep closes the namespaces that no workload is in any more: the proxy's own
 // listeners would keep them alive for ever.
-func (s *namespaces) sweep(workloads []*mesh.Workload, root string) {
+func (s *namespaces) sweep(workloads []*mesh.Workload, mount string) {
 	used := make(map[uint64]bool)
+	cgroups := cgroupsOf(mount, workloads)
 	for _, w := range workloads {
-		if h, err := s.locate(w, root); err == nil && h != nil {
+		if h, err := locate(w, mount, cgroups[w.Canonical()]); err == nil && h != nil {
 			if cookie, err := netns.Cookie(h.FD()); err == nil {
 				used[cookie] = true
 			}

@@ -220,14 +220,11 @@ func (n *Node) traffic() api.Traffic {
 }
 
 func (n *Node) workloadCount(s *mesh.Snapshot) api.WorkloadCount {
-	count := api.WorkloadCount{Configured: len(s.Workloads())}
+	count := api.WorkloadCount{Configured: len(s.Workloads()), Running: len(cgroupsOf(n.cgroupMount, s.Workloads()))}
 	off := n.bypassed.all()
 	for _, w := range s.Workloads() {
 		if w.Bypass || off[w.Canonical()] {
 			count.Bypassed++
-		}
-		if len(runningIn(n.cgroupMount, w)) > 0 {
-			count.Running++
 		}
 	}
 	return count

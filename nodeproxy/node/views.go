@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
@@ -79,11 +78,12 @@ func (n *Node) Workloads(context.Context) ([]api.Workload, error) {
 	off := n.bypassed.all()
 	ports := declaredPorts(v.snapshot)
 	refused := n.refusedByWorkload()
+	cgroups := cgroupsOf(n.cgroupMount, v.snapshot.Workloads())
 	list := make([]api.Workload, 0, len(v.snapshot.Workloads()))
 	for _, w := range v.snapshot.Workloads() {
 		a := api.Workload{
 			Name: w.Name.String(), Source: w.Source, Identity: idString(w.Identity),
-			Cgroups: runningIn(n.cgroupMount, w), NetNS: w.NetNS,
+			Cgroups: cgroups[w.Canonical()], NetNS: w.NetNS,
 			Inbound: string(w.Inbound), InboundLocal: string(w.InboundLocal), Egress: string(w.Egress),
 			OnProxyDown: string(w.OnProxyDown), Bypass: w.Bypass || off[w.Canonical()],
 			Ports: ports[w.Canonical()], Refused: refused[w.Name.String()],
@@ -124,18 +124,6 @@ func selectorText(s mesh.Selector) string {
 		mesh.SelectUnit: "unit", mesh.SelectUser: "user",
 	}[s.Kind]
 	return kind + " " + s.Value
-}
-
-// runningIn are the cgroups of a workload, as paths within the hierarchy.
-func runningIn(mount string, w *mesh.Workload) (paths []string) {
-	for _, dir := range workloadCgroups(mount, w) {
-		path := dir[len(mount):]
-		// A cgroup below another one of the workload says nothing new.
-		if !slices.ContainsFunc(paths, func(p string) bool { return len(path) > len(p) && path[:len(p)+1] == p+"/" }) {
-			paths = append(paths, path)
-		}
-	}
-	return paths
 }
 
 func (n *Node) refusedByWorkload() map[string]uint64 {
