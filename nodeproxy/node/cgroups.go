@@ -10,16 +10,24 @@ import (
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 )
 
+// hierarchy is the part of a cgroup2 hierarchy in which the node has its
+// workloads.
+type hierarchy struct {
+	mount string // where all of it is mounted
+	root  string // the directory that capture is limited to; mount, or below it
+}
+
 // cgroupsOf finds the cgroups that belong to each workload, by paths within the
 // hierarchy, in one walk: a machine may have thousands of both. Of cgroups
-// below each other, the uppermost is listed.
-func cgroupsOf(mount string, workloads []*mesh.Workload) map[mesh.Name][]string {
+// below each other, the uppermost is listed. What is outside of root belongs to
+// another node, or to none.
+func (h hierarchy) cgroupsOf(workloads []*mesh.Workload) map[mesh.Name][]string {
 	x := indexSelectors(workloads)
 	found := make(map[mesh.Name][]string)
 	if x.empty() {
 		return found
 	}
-	_ = cgroup.Walk(mount, func(at string, _ uint64) error {
+	_ = cgroup.Walk(h.root, func(at string, _ uint64) error {
 		for _, w := range x.candidates(at) {
 			if !cgroup.Match(w.Selectors, at) {
 				continue
@@ -90,11 +98,10 @@ func (x *selectorIndex) candidates(at string) []*mesh.Workload {
 
 // pidsIn are the processes of a cgroup and those below it; none when it is
 // gone.
-func pidsIn(mount, at string) []int {
-	pids, err := cgroup.PIDs(mount + at)
+func (h hierarchy) pidsIn(at string) []int {
+	pids, err := cgroup.PIDs(h.mount + at)
 	if err != nil {
 		return nil
 	}
 	return pids
 }
-

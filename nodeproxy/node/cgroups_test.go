@@ -48,7 +48,7 @@ func TestCgroupsOf(t *testing.T) {
 		{Name: name("user"), Selectors: []mesh.Selector{{Kind: mesh.SelectUser, Value: "1"}}},
 		{Name: name("absent"), Selectors: []mesh.Selector{{Kind: mesh.SelectCgroup, Value: at + "/nothing"}}},
 	}
-	got := cgroupsOf(mount, workloads)
+	got := hierarchy{mount: mount, root: mount}.cgroupsOf(workloads)
 	want := map[mesh.Name][]string{
 		// What is below another service was delegated to that one.
 		name("unit"):     {at + "/web.service"},

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -79,26 +80,26 @@ func virtualIPs(c *config.Config) (ranges []netip.Prefix) {
 	return ranges
 }
 
-// ownCgroupRoot is where capture works, and where the hierarchy is mounted.
-// The proxy must be below the former: sockops and getpeername act on its
-// sockets too.
-func ownCgroupRoot(c *config.Config) (root, mount string, err error) {
-	if mount, err = cgroup.Root(); err != nil {
-		return "", "", err
+// ownCgroups is where capture works. The proxy must be below its root: sockops
+// and getpeername act on its sockets too.
+func ownCgroups(c *config.Config) (h hierarchy, err error) {
+	if h.mount, err = cgroup.Root(); err != nil {
+		return h, err
 	}
-	root = c.Cgroup.Root
-	if root == config.CgroupAuto {
-		return mount, mount, nil
+	if c.Cgroup.Root == config.CgroupAuto {
+		h.root = h.mount
+		return h, nil
 	}
-	if root, err = filepath.EvalSymlinks(root); err != nil {
-		return "", "", fmt.Errorf("cgroup.root: %w", err)
+	if h.root, err = filepath.EvalSymlinks(c.Cgroup.Root); err != nil {
+		return h, fmt.Errorf("cgroup.root: %w", err)
 	}
 	self, err := cgroup.Self()
 	if err != nil {
-		return "", "", err
+		return h, err
 	}
-	if inside, err := filepath.Rel(root, filepath.Join(mount, self)); err != nil || len(inside) >= 2 && inside[:2] == ".." {
-		return "", "", fmt.Errorf("cgroup.root %s: meshproxy itself runs in %s, which is not below it; servers would not see their clients", root, filepath.Join(mount, self))
+	self = filepath.Join(h.mount, self)
+	if inside, err := filepath.Rel(h.root, self); err != nil || inside == ".." || strings.HasPrefix(inside, "../") {
+		return h, fmt.Errorf("cgroup.root %s: meshproxy itself runs in %s, which is not below it; servers would not see their clients", h.root, self)
 	}
-	return root, mount, nil
+	return h, nil
 }

@@ -65,7 +65,7 @@ func (n *Node) follow(ctx context.Context) error {
 			case <-n.reloads.apply:
 				n.putInForce(ctx)
 			case <-tick.C:
-				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroupMount)
+				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroups)
 				n.applyCapture(ctx)
 			}
 		}
@@ -108,7 +108,7 @@ func (n *Node) applyCapture(ctx context.Context) {
 	if !anyReady(s) {
 		return
 	}
-	n.namespaces.find(ctx, s.Workloads(), n.cgroupMount)
+	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
 	err := n.capture.Apply(captureState(s, n.namespaces.cookieOf, n.bypassed.all()))
 	n.applyError.set(err)
 	if err != nil {

@@ -226,11 +226,11 @@ func (s *namespaces) cookieOf(w mesh.Name) uint64 {
 
 // find opens the namespaces of the workloads: those that are configured, and
 // those that their processes are in. It reports whether anything changed.
-func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, mount string) bool {
+func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgroups hierarchy) bool {
 	changed := false
-	cgroups := cgroupsOf(mount, workloads)
+	running := cgroups.cgroupsOf(workloads)
 	for _, w := range workloads {
-		h, err := locate(w, mount, cgroups[w.Canonical()])
+		h, err := locate(w, cgroups, running[w.Canonical()])
 		if err != nil {
 			s.log.Warn("find network namespace", "workload", w.Name, "error", err)
 		}
@@ -242,12 +242,12 @@ func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, mount
 }
 
 // locate returns the namespace of a workload, nil when nobody knows yet.
-func locate(w *mesh.Workload, mount string, cgroups []string) (*netns.Handle, error) {
+func locate(w *mesh.Workload, cgroups hierarchy, running []string) (*netns.Handle, error) {
 	if w.NetNS != "" {
 		return netns.Open(w.NetNS)
 	}
-	for _, at := range cgroups {
-		for _, pid := range pidsIn(mount, at) {
+	for _, at := range running {
+		for _, pid := range cgroups.pidsIn(at) {
 			if h, err := netns.OfPID(pid); err == nil {
 				return h, nil
 			}
@@ -309,11 +309,11 @@ func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) boo
 
 // sweep closes the namespaces that no workload is in any more: the proxy's own
 // listeners would keep them alive for ever.
-func (s *namespaces) sweep(workloads []*mesh.Workload, mount string) {
+func (s *namespaces) sweep(workloads []*mesh.Workload, cgroups hierarchy) {
 	used := make(map[uint64]bool)
-	cgroups := cgroupsOf(mount, workloads)
+	running := cgroups.cgroupsOf(workloads)
 	for _, w := range workloads {
-		if h, err := locate(w, mount, cgroups[w.Canonical()]); err == nil && h != nil {
+		if h, err := locate(w, cgroups, running[w.Canonical()]); err == nil && h != nil {
 			if cookie, err := netns.Cookie(h.FD()); err == nil {
 				used[cookie] = true
 			}

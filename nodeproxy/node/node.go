@@ -58,19 +58,17 @@ type Node struct {
 	cache      *diskcache.Cache
 	static     *static.Source
 	capture    *sockmap.Capture
-	cgroupRoot string // where capture works
-	// cgroupMount is where the hierarchy of cgroupRoot is mounted.
-	cgroupMount string
-	merger      *discovery.Merger
-	views       *views
-	balancer    *balance.Balancer
-	checker     *balance.Checker
-	loops       []*worker
-	namespaces  *namespaces
-	tunnels     *tunnel.Server
-	resolver    *dns.Server
-	admin       *admin.Server
-	manager     systemd.Notifier
+	cgroups    hierarchy
+	merger     *discovery.Merger
+	views      *views
+	balancer   *balance.Balancer
+	checker    *balance.Checker
+	loops      []*worker
+	namespaces *namespaces
+	tunnels    *tunnel.Server
+	resolver   *dns.Server
+	admin      *admin.Server
+	manager    systemd.Notifier
 
 	bypassed   bypassed
 	reloads    reloads
@@ -144,11 +142,11 @@ func (n *Node) startTelemetry(context.Context) (err error) {
 func (n *Node) startCapture(context.Context) error {
 	c := n.settingsFile()
 	var err error
-	if n.cgroupRoot, n.cgroupMount, err = ownCgroupRoot(c); err != nil {
+	if n.cgroups, err = ownCgroups(c); err != nil {
 		return err
 	}
 	n.capture, err = sockmap.Open(sockmap.Options{
-		CgroupRoot: n.cgroupRoot, BPFFS: c.BPF.FS, Instance: c.BPF.Instance,
+		CgroupRoot: n.cgroups.root, BPFFS: c.BPF.FS, Instance: c.BPF.Instance,
 		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Logger: n.log,
 	})
 	if err != nil {

@@ -152,7 +152,7 @@ func (n *Node) problems(st *api.Status) (list []string) {
 
 func (n *Node) captureStatus(c *config.Config) api.Capture {
 	st := api.Capture{
-		Attached: true, CgroupRoot: n.cgroupRoot,
+		Attached: true, CgroupRoot: n.cgroups.root,
 		Pins: filepath.Join(c.BPF.FS, "meshproxy", c.BPF.Instance),
 	}
 	stats, err := n.capture.Stats()
@@ -220,7 +220,7 @@ func (n *Node) traffic() api.Traffic {
 }
 
 func (n *Node) workloadCount(s *mesh.Snapshot) api.WorkloadCount {
-	count := api.WorkloadCount{Configured: len(s.Workloads()), Running: len(cgroupsOf(n.cgroupMount, s.Workloads()))}
+	count := api.WorkloadCount{Configured: len(s.Workloads()), Running: len(n.cgroups.cgroupsOf(s.Workloads()))}
 	off := n.bypassed.all()
 	for _, w := range s.Workloads() {
 		if w.Bypass || off[w.Canonical()] {

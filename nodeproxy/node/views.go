@@ -78,7 +78,7 @@ func (n *Node) Workloads(context.Context) ([]api.Workload, error) {
 	off := n.bypassed.all()
 	ports := declaredPorts(v.snapshot)
 	refused := n.refusedByWorkload()
-	cgroups := cgroupsOf(n.cgroupMount, v.snapshot.Workloads())
+	cgroups := n.cgroups.cgroupsOf(v.snapshot.Workloads())
 	list := make([]api.Workload, 0, len(v.snapshot.Workloads()))
 	for _, w := range v.snapshot.Workloads() {
 		a := api.Workload{
