@@ -130,6 +130,7 @@ func (c *Carrier) settle() {
 }
 
 func (c *Carrier) lookAround() {
+	c.http2.Batches.Trim()
 	now, day := c.loop.Now(), c.options.Clock()
 	for conn := range c.conns {
 		conn.lookAround(now, day)

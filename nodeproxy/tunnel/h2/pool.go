@@ -9,6 +9,7 @@ type BatchPool struct {
 	records, keep int
 	lent          int // full-sized batches that are out
 	free          []*Batch
+	low           int // fewest free ones since the last Trim
 	blocks        []*headerBlock
 	scratch       []byte // where header blocks are put together
 }
@@ -31,7 +32,9 @@ func (p *BatchPool) size(slots int) { p.records = max(slots+2, smallBatch+1) }
 func (p *BatchPool) get() *Batch {
 	if n := len(p.free); n > 0 {
 		b := p.free[n-1]
+		p.free[n-1] = nil
 		p.free = p.free[:n-1]
+		p.low = min(p.low, n-1)
 		p.lent++
 		return b
 	}
@@ -52,6 +55,15 @@ func (p *BatchPool) put(b *Batch) {
 	}
 	b.reset()
 	p.free = append(p.free, b)
+}
+
+// Trim lets go of half of the batches that nobody needed since the last Trim. The
+// owner calls it now and then: a burst must not leave the memory of a burst behind.
+func (p *BatchPool) Trim() {
+	n := len(p.free) - (p.low+1)/2
+	clear(p.free[n:])
+	p.free = p.free[:n]
+	p.low = n
 }
 
 // maxKeptBlocks: header blocks that arrive in pieces are few at any time.
