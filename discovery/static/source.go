@@ -72,6 +72,7 @@ func (s *Source) Run(ctx context.Context, updates chan<- discovery.Update) error
 	settled := time.NewTimer(0) // the first read is now
 	defer settled.Stop()
 	var seen [sha256.Size]byte
+	partial := make(map[string]content)
 	var unsettled time.Time // since when; zero when settled
 	for {
 		force := false
@@ -96,14 +97,21 @@ func (s *Source) Run(ctx context.Context, updates chan<- discovery.Update) error
 		// Watch first, then read: a change in between is seen twice, not
 		// never.
 		w.watch(opts.Files)
-		files := read(opts.Files)
+		if force {
+			clear(partial)
+		}
+		files := readKeeping(opts.Files, partial)
 		sum := digest(files)
 		if sum == seen && !force {
 			continue
 		}
 		first := seen == [sha256.Size]byte{}
 		seen = sum
-		u, err := decode(opts, files)
+		var u discovery.Update
+		var err error
+		if len(files) > 0 { // a node without a mesh is one, too
+			u, err = decode(opts, files)
+		}
 		if err != nil {
 			u = discovery.Update{Err: err}
 		} else if !first {
@@ -115,6 +123,25 @@ func (s *Source) Run(ctx context.Context, updates chan<- discovery.Update) error
 			return nil
 		}
 	}
+}
+
+// readKeeping reads the files, and a partial one once only: whether what it has
+// beside the mesh is valid, and so may come into force, is for the owner of the
+// configuration to decide, who then calls Reload.
+func readKeeping(files []File, partial map[string]content) []content {
+	out := make([]content, len(files))
+	for i, f := range files {
+		kept, ok := partial[f.Path]
+		if f.Partial && ok {
+			out[i] = kept
+			continue
+		}
+		out[i] = read(files[i : i+1])[0]
+		if f.Partial {
+			partial[f.Path] = out[i]
+		}
+	}
+	return out
 }
 
 // digest tells whether anything changed since the files were last read.

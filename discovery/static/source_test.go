@@ -206,3 +206,20 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestPartialFileWaitsForReload: what is wrong elsewhere in the configuration
+// keeps its part of the mesh from coming into force.
+func TestPartialFileWaitsForReload(t *testing.T) {
+	dir := t.TempDir()
+	conf, mesh := filepath.Join(dir, "meshproxy.yaml"), filepath.Join(dir, "mesh.yaml")
+	write(t, conf, webFile)
+	write(t, mesh, "nodes: []\n")
+	opts := Options{Files: []File{{Path: conf, Partial: true}, {Path: mesh}}}
+	s, updates := run(t, opts)
+	wantService(t, updates, "web")
+	write(t, conf, apiFile)
+	write(t, mesh, "nodes: [{name: a, address: 192.0.2.1}]\n") // read again, the other one is not
+	wantService(t, updates, "web")
+	s.Reload(opts)
+	wantService(t, updates, "api")
+}

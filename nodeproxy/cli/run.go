@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/meshproxy/meshproxy/discovery/diskcache"
+	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
 )
@@ -45,8 +48,9 @@ func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
-	if _, err := conf.CheckMesh(); err != nil {
-		return err
+	_, meshErr := conf.CheckMesh()
+	if meshErr != nil && !survivable(conf, meshErr) {
+		return meshErr
 	}
 	level := new(slog.LevelVar)
 	if err := level.UnmarshalText([]byte(conf.Log.Level)); err != nil {
@@ -57,6 +61,9 @@ func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
 		return err
 	}
 	log := slog.New(handler)
+	if meshErr != nil {
+		log.Error("the mesh's files are not valid; the last snapshot stays in force", "error", meshErr)
+	}
 	ctx, stop := context.WithCancel(ctx)
 	reload := make(chan struct{}, 1)
 	var watching sync.WaitGroup
@@ -70,9 +77,38 @@ func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
 	defer watching.Wait()
 	defer stop()
 	return c.Run(ctx, RunOptions{
-		Config: conf, Load: origins.Load, Reload: reload,
+		Config: conf, Load: func() (*config.Config, error) { return loadAll(origins) }, Reload: reload,
 		Version: version(), Log: log, Level: level, Access: c.Stdout,
 	})
+}
+
+// loadAll reads the configuration and checks what it has of the mesh: a reload
+// is valid as a whole or changes nothing.
+func loadAll(o config.Origins) (*config.Config, error) {
+	conf, err := o.Load()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conf.CheckMesh(); err != nil {
+		return nil, err
+	}
+	return conf, nil
+}
+
+// survivable: a source that is away, as the files of the mesh may be, leaves the
+// last snapshot in force, also over a restart. What is wrong with the
+// configuration itself is another matter.
+func survivable(conf *config.Config, err error) bool {
+	var problems yamlconf.Problems
+	if !errors.As(err, &problems) {
+		return false
+	}
+	for _, p := range problems {
+		if p.File == conf.File {
+			return false
+		}
+	}
+	return diskcache.New(diskcache.Options{Dir: conf.StateDir}).Load() != nil
 }
 
 // forwardHangups turns SIGHUP into demands until ctx is done.

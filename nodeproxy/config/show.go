@@ -2,7 +2,10 @@
 
 package config
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // Setting is a key with its value.
 type Setting struct {
@@ -73,6 +76,26 @@ func accepts(field *value) string {
 		return "a list, each " + field.want
 	}
 	return field.want
+}
+
+// InForce returns what a node that was started with one configuration has in
+// force after it has read another one: of that, the keys that need no restart.
+func (c *Config) InForce(started *Config) *Config {
+	next := *c
+	next.origins = maps.Clone(c.origins)
+	for i := range table {
+		row := &table[i]
+		if !row.restart {
+			continue
+		}
+		row.field(&next).take(row.field(started).at)
+		if origin, ok := started.origins[row.name]; ok {
+			next.origins[row.name] = origin
+		} else {
+			delete(next.origins, row.name)
+		}
+	}
+	return &next
 }
 
 // Change is a key whose value differs.

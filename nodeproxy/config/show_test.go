@@ -174,3 +174,27 @@ func TestFullExample(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestInForce(t *testing.T) {
+	started, err := Parse("old.yaml", []byte("node: {name: a}\nlisteners: {metrics: off}\ndrainTimeout: 1s\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := Parse("new.yaml", []byte("node: {name: b}\nlisteners: {inboundHBONE: 16008}\ndrainTimeout: 2s\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inForce := read.InForce(started)
+	if inForce.Node.Name != "a" || inForce.Listeners != started.Listeners || inForce.DrainTimeout != 2*time.Second {
+		t.Errorf("in force: %+v", inForce)
+	}
+	if o := inForce.Origin("node.name"); !strings.HasPrefix(o, "old.yaml:1") {
+		t.Errorf("node.name is said to be from %s", o)
+	}
+	if o := inForce.Origin("listeners.inboundHBONE"); o != "default" {
+		t.Errorf("listeners.inboundHBONE is said to be from %s", o)
+	}
+	if read.Node.Name != "b" || len(Diff(read, read)) > 0 {
+		t.Error("InForce changed what was read")
+	}
+}

@@ -53,7 +53,13 @@ type value struct {
 	reset func()
 	// get returns the items, each as set would take it.
 	get func() []any
+	// at is the field itself, a pointer; take copies another Config's.
+	at   any
+	take func(at any)
 }
+
+// takeInto copies what a value's field points at.
+func takeInto[T any](p *T) func(any) { return func(at any) { *p = *at.(*T) } }
 
 // scalar is one value of type T.
 func scalar[T any](p *T, want string, parse func(string) (T, error), format func(T) any, k kind) value {
@@ -68,6 +74,7 @@ func scalar[T any](p *T, want string, parse func(string) (T, error), format func
 		},
 		reset: func() { var zero T; *p = zero },
 		get:   func() []any { return []any{format(*p)} },
+		at:    p, take: takeInto(p),
 	}
 }
 
@@ -90,6 +97,7 @@ func listOf[T any](p *[]T, want string, parse func(string) (T, error), format fu
 			}
 			return items
 		},
+		at: p, take: takeInto(p),
 	}
 }
 
@@ -329,5 +337,6 @@ func fileLeaves(p *[]FileLeaf) value {
 			}
 			return items
 		},
+		at: p, take: takeInto(p),
 	}
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/meshproxy/meshproxy/discovery"
 	"github.com/meshproxy/meshproxy/discovery/diskcache"
-	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/discovery/static"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
@@ -31,10 +30,10 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 		return err
 	}
 	n.cache = diskcache.New(diskcache.Options{Dir: c.StateDir, Logger: n.log})
-	n.static = static.New(staticOptions(c, n))
+	n.static = static.New(n.staticOptions(c))
 	var err error
 	n.merger, err = discovery.NewMerger(discovery.Options{
-		Node: nodeOf(c), Domain: c.DNS.Domain,
+		Node: c.MeshNode(), Domain: c.DNS.Domain,
 		Sources:     []discovery.Source{n.static},
 		VirtualIPs:  virtualIPs(c),
 		Assignments: n.cache.Assignments(),
@@ -50,25 +49,10 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 	return nil
 }
 
-func staticOptions(c *config.Config, n *Node) static.Options {
-	o := static.Options{
-		Node: nodeOf(c), TunnelPort: c.Listeners.InboundHBONE.Port(), Logger: n.log,
-		Defaults: static.WorkloadDefaults{
-			Inbound: c.Defaults.Inbound, InboundLocal: c.Defaults.InboundLocal,
-			Egress: c.Defaults.Egress, OnProxyDown: c.Defaults.OnProxyDown,
-		},
-	}
-	for _, f := range c.MeshFiles() {
-		o.Files = append(o.Files, static.File{Path: f, Partial: f == c.File})
-	}
+func (n *Node) staticOptions(c *config.Config) static.Options {
+	o := c.Static()
+	o.Logger = n.log
 	return o
-}
-
-func nodeOf(c *config.Config) mesh.Node {
-	return mesh.Node{
-		Name: c.Node.Name, Address: c.Node.Address, Addresses: c.Node.Addresses,
-		Locality: c.Node.Locality, TrustDomain: c.Node.TrustDomain,
-	}
 }
 
 func virtualIPs(c *config.Config) (ranges []netip.Prefix) {

@@ -80,14 +80,16 @@ func (n *Node) reloaded(c *config.Config, err error) {
 		n.reloads.done(reloaded{err: err}, nil)
 		return
 	}
-	before := n.conf.Load()
 	outcome := reloaded{}
-	for _, change := range config.Diff(before, c) {
+	for _, change := range config.Diff(n.options.Config, c) {
 		if change.Restart {
 			outcome.RestartNeeded = append(outcome.RestartNeeded, change.Key)
-		} else {
-			outcome.Changed = append(outcome.Changed, change.Key)
 		}
+	}
+	before := n.conf.Load()
+	c = c.InForce(n.options.Config)
+	for _, change := range config.Diff(before, c) {
+		outcome.Changed = append(outcome.Changed, change.Key)
 	}
 	n.conf.Store(c)
 	if err := n.apply(c); err != nil {
@@ -112,7 +114,7 @@ func (n *Node) apply(c *config.Config) error {
 		}
 		n.options.Level.Set(level)
 	}
-	n.static.Reload(staticOptions(c, n))
+	n.static.Reload(n.staticOptions(c))
 	n.reloads.applySoon()
 	return nil
 }
