@@ -41,6 +41,11 @@ func (s *Relays) dial(t *Target, owner dialer) *dial {
 		d.finish(0, fmt.Errorf("make socket: %w", err))
 		return d
 	}
+	if err := s.room.allow(fd); err != nil {
+		_ = unix.Close(fd)
+		d.finish(0, err)
+		return d
+	}
 	loop.SetNoDelay(fd)
 	e := loop.Connect(fd, t.Addr)
 	if e == unix.EINPROGRESS && t.Addr.Addr().IsLoopback() {

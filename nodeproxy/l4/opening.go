@@ -73,7 +73,10 @@ func (o *opening) routed(r Route, err error) {
 	case err == nil && o.done: // the client did not wait for a slow answer
 		r.Session.Closed(reason.Reset, errClientGone.Error())
 	case err == nil:
-		if err = r.Limit.enter(); err != nil {
+		if err = o.set.room.allow(o.reg.FD()); err == nil {
+			err = r.Limit.enter()
+		}
+		if err != nil {
 			r.Session.Closed(reason.Of(err), err.Error())
 			o.refuse(err)
 			return

@@ -60,6 +60,7 @@ type Relays struct {
 	setups  []member
 	members []member
 	swept   int
+	room    descriptors
 
 	slots  [][]byte     // for Stream.Reserve
 	vec    []unix.Iovec // for readv and writev
@@ -95,6 +96,7 @@ func New(c *tunnel.Carrier, pool *tunnel.Pool, o Options) *Relays {
 		vec:   make([]unix.Iovec, 0, maxVec),
 	}
 	s.gather.set = s
+	s.room.read()
 	s.loop.Every(tick, s.sweep)
 	return s
 }
@@ -153,6 +155,7 @@ func (s *Relays) CloseIf(illegal func(Session) error) int {
 // the established ones in parts.
 func (s *Relays) sweep() {
 	s.now++
+	s.room.read()
 	for i := len(s.setups) - 1; i >= 0; i-- {
 		if i < len(s.setups) { // ending one may end others
 			s.setups[i].look(s.now)

@@ -5,6 +5,8 @@ package e2e
 import (
 	"testing"
 	"time"
+
+	"github.com/meshproxy/meshproxy/tests/meshnode"
 )
 
 // faultMesh has a client on node a, and servers that it calls on both nodes.
@@ -21,12 +23,11 @@ services:
   - {name: far, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8080, node: b, workload: far}]}
 `
 
-// twoFaultNodes starts faultMesh with its servers; extra is added to the
-// configuration of a.
-func twoFaultNodes(t *testing.T, extra string) *lab {
+// twoFaultNodes starts faultMesh with its servers; the options are a's.
+func twoFaultNodes(t *testing.T, o meshnode.Options) *lab {
 	t.Helper()
 	l := newLab(t, faultMesh, "a", "b")
-	l.start("a", extra)
+	l.startAs("a", o)
 	l.start("b", "")
 	l.serve(l.net.Host("a"), "near", "-name", "near", "-tcp", "10.77.0.1:8080")
 	l.serve(l.net.Host("b"), "far", "-name", "far", "-tcp", "10.77.0.2:8080")

@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/tests/meshnode"
 )
 
 // TestHang: the proxy of a stops in the middle of everything. While its
 // heartbeat is fresh, connections wait for it; then they are refused at once.
 func TestHang(t *testing.T) {
-	l := twoFaultNodes(t, "")
+	l := twoFaultNodes(t, meshnode.Options{})
 	a, b := l.net.Host("a"), l.net.Host("b")
 	l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:7000")
 	nobody := l.call(a, "nobody", "-tcp", "10.77.0.2:7000", "-fresh", "-rate", "100")
@@ -47,7 +48,7 @@ func TestHang(t *testing.T) {
 
 // TestPeerHangs: the other node takes connections and does nothing with them.
 func TestPeerHangs(t *testing.T) {
-	l := twoFaultNodes(t, "defaults: {connectTimeout: 500ms}\n")
+	l := twoFaultNodes(t, meshnode.Options{Extra: "defaults: {connectTimeout: 500ms}\n"})
 	a := l.net.Host("a")
 	l.works(a, "client", "far:80") // there is a tunnel
 	thaw := l.freeze("b")
@@ -67,7 +68,7 @@ func TestPeerHangs(t *testing.T) {
 // TestStartsWhereAnotherRuns: a second process must not take over the state of
 // one that is there.
 func TestStartsWhereAnotherRuns(t *testing.T) {
-	l := twoFaultNodes(t, "")
+	l := twoFaultNodes(t, meshnode.Options{})
 	out, err := l.nodes["a"].Run(l.ctx(), "run", "--config", l.nodes["a"].ConfigPath())
 	if err == nil || errors.Is(err, l.ctx().Err()) {
 		t.Fatalf("a second process runs: %v: %s", err, out)

@@ -42,7 +42,7 @@ func startPair(t *testing.T) *lab {
 }
 
 // health is what node a thinks of b's endpoint of the pair.
-func (l *lab) health() (health string) {
+func (l *lab) healthOfB() (health string) {
 	l.Helper()
 	services, err := l.nodes["a"].Admin.Services(l.ctx())
 	if err != nil {
@@ -62,7 +62,7 @@ func (l *lab) health() (health string) {
 func (l *lab) awaitHealth(ok func(string) bool) {
 	l.Helper()
 	l.eventually("health of b's endpoint", func() error {
-		if h := l.health(); !ok(h) {
+		if h := l.healthOfB(); !ok(h) {
 			return fmt.Errorf("it is %q", h)
 		}
 		return nil

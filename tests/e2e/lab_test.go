@@ -142,10 +142,15 @@ func (l *lab) Cgroup(host, below string) string {
 // start runs a node on the host; extra is added to its configuration.
 func (l *lab) start(host, extra string) *meshnode.Node {
 	l.Helper()
-	n, err := meshnode.Start(l.ctx(), meshnode.Options{
-		Host: l.net.Host(host), Program: []string{programs.meshproxy},
-		MeshFile: l.meshFile, CADir: l.caDir, Extra: extra,
-	})
+	return l.startAs(host, meshnode.Options{Extra: extra})
+}
+
+// startAs is start with more to choose.
+func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
+	l.Helper()
+	o.Host, o.MeshFile, o.CADir = l.net.Host(host), l.meshFile, l.caDir
+	o.Program = append(o.Program, programs.meshproxy)
+	n, err := meshnode.Start(l.ctx(), o)
 	if err != nil {
 		l.Fatal(err)
 	}

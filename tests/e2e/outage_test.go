@@ -146,8 +146,8 @@ func (l *lab) hold(where place, cgroup, address string, n int) *testnet.Process 
 }
 
 // What a client sees of a connection that is refused in the kernel, and of one
-// that the proxy took and could not bring anywhere: then the reset may be there
-// before the first write or after it.
+// that the proxy took and could not bring anywhere: its reset may be noticed by
+// any call.
 const (
 	refusedAtOnce = "ECONNREFUSED at connect"
 	resetLater    = "ECONNRESET at read"
@@ -158,7 +158,7 @@ func (l *lab) fails(where place, cgroup, address, want string, within time.Durat
 	l.Helper()
 	began := time.Now()
 	d := l.dial(where, cgroup, "-address", address, "-send", "hello")
-	if d.Stage == "write" {
+	if d.Error == "ECONNRESET" {
 		d.Stage = "read"
 	}
 	if got := d.Error + " at " + d.Stage; d.OK || got != want {

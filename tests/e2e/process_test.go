@@ -21,16 +21,6 @@ func processState(l *lab, pid int) string {
 	return after[:1]
 }
 
-// openFiles counts the descriptors of a process.
-func openFiles(l *lab, pid int) int {
-	l.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		l.Fatal(err)
-	}
-	return len(entries)
-}
-
 // limitFiles sets the limit of a process's descriptors, and returns the one
 // before.
 func limitFiles(l *lab, pid int, n uint64) uint64 {
