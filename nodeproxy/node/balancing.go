@@ -63,11 +63,11 @@ func (n *Node) balanceView(svc *mesh.Service, views []api.Endpoint) {
 		v := &views[i]
 		v.Active = int(s.InFlight)
 		switch {
+		case s.Check == "failing":
+			v.Health, v.HealthDetail = api.HealthUnhealthy, s.CheckError
 		case s.EjectedFor > 0:
 			v.Health = api.HealthEjected
 			v.HealthDetail = fmt.Sprintf("for another %v, after failures to connect", s.EjectedFor.Round(time.Second))
-		case s.Check == "failing":
-			v.Health, v.HealthDetail = api.HealthUnhealthy, s.CheckError
 		case s.Check == "passing":
 			v.Health = api.HealthHealthy
 		}

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/meshproxy/meshproxy/discovery"
 	"github.com/meshproxy/meshproxy/discovery/diskcache"
 	"github.com/meshproxy/meshproxy/discovery/static"
@@ -43,7 +41,7 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.views = newViews(spiffeid.ID{})
+	n.views = newViews(func() config.DefaultIdentity { return n.settingsFile().Identity.Default })
 	n.views.current.Store(n.views.derive(n.merger.Store().Load(), c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload))
 	n.tasks.Go(func() { n.cache.Run(ctx, n.merger.Store()) })
 	return nil

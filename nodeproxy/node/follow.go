@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,6 +55,7 @@ func (n *Node) follow(ctx context.Context) error {
 	n.tasks.Go(func() { _ = n.merger.Run(ctx) })
 	n.tasks.Go(func() {
 		defer cancel()
+		n.awaitSources(ctx, changed)
 		tick := time.NewTicker(resync)
 		defer tick.Stop()
 		for {
@@ -73,6 +75,31 @@ func (n *Node) follow(ctx context.Context) error {
 	n.tasks.Go(func() { n.reload(ctx) })
 	n.tasks.Go(func() { n.feedWatchdog(ctx) })
 	return nil
+}
+
+// firstWord is how long a node that has a snapshot from disk waits for its
+// sources to say something newer: a file that was changed meanwhile must not be
+// preceded by its old self. A backend that is away is not worth more.
+const firstWord = time.Second
+
+func (n *Node) awaitSources(ctx context.Context, changed <-chan struct{}) {
+	timer := time.NewTimer(firstWord)
+	defer timer.Stop()
+	for {
+		s := n.merger.Store().Load()
+		if !slices.ContainsFunc(s.Sources(), func(src mesh.SourceState) bool { return src.FromDisk || !src.Ready }) {
+			n.putInForce(ctx)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			n.putInForce(ctx)
+			return
+		case <-changed:
+		}
+	}
 }
 
 // putInForce makes the snapshot of the store the one that decides: first for

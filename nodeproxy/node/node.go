@@ -331,10 +331,10 @@ func (n *Node) observeHandshake(h tunnel.Handshake) {
 var errDraining = errors.New("the node is draining")
 
 // frugal trades CPU that the data path does not need, since it allocates
-// nothing, for memory: a collection at half the garbage that Go allows by
-// default. GOGC in the environment wins.
+// nothing, for memory: collections at less than half the garbage that Go allows
+// by default. GOGC in the environment wins.
 func frugal() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(40)
 	}
 }

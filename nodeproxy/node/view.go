@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/nodeproxy/l4"
 	"github.com/meshproxy/meshproxy/nodeproxy/policy"
@@ -28,15 +29,16 @@ type view struct {
 // views holds the view in force.
 type views struct {
 	current atomic.Pointer[view]
-	// identity that a client without SNI is shown when the node has several.
-	fallback spiffeid.ID
+	// standard is whom the configuration in force wants clients without SNI
+	// to meet.
+	standard func() config.DefaultIdentity
 
 	mu     sync.Mutex
 	limits map[mesh.Name]*l4.Limit // outlive snapshots: they count what is open
 }
 
-func newViews(fallback spiffeid.ID) *views {
-	return &views{fallback: fallback, limits: make(map[mesh.Name]*l4.Limit)}
+func newViews(standard func() config.DefaultIdentity) *views {
+	return &views{standard: standard, limits: make(map[mesh.Name]*l4.Limit)}
 }
 
 func (v *views) load() *view { return v.current.Load() }
@@ -52,7 +54,7 @@ func (v *views) derive(s *mesh.Snapshot, most int, buffered int64) *view {
 	next := &view{
 		snapshot: s,
 		engine:   policy.Compile(s.Defaults(), s.Policies()),
-		names:    identity.NewNames(identities(s), v.fallback),
+		names:    identity.NewNames(identities(s), standardIdentity(s, v.standard())),
 		limits:   make(map[mesh.Name]*l4.Limit, len(s.Workloads())),
 
 		namespaces: make(map[string]bool),
@@ -95,4 +97,16 @@ func identities(s *mesh.Snapshot) []spiffeid.ID {
 		ids = append(ids, w.Identity)
 	}
 	return ids
+}
+
+// standardIdentity is the identity that d stands for; zero while the workload
+// is not on this node.
+func standardIdentity(s *mesh.Snapshot, d config.DefaultIdentity) spiffeid.ID {
+	if d.Workload.IsZero() {
+		return d.ID
+	}
+	if w := s.Workload(d.Workload); w != nil {
+		return w.Identity
+	}
+	return spiffeid.ID{}
 }

@@ -16,7 +16,7 @@ import (
 // copyBenchmark is the Go benchmark of one read on the copy path, as `go test`
 // takes it.
 const (
-	copyBenchmark = "BenchmarkCopyPath"
+	copyBenchmark = "BenchmarkRead"
 	copyPackage   = "github.com/meshproxy/meshproxy/nodeproxy/l4"
 )
 

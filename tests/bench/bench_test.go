@@ -164,8 +164,8 @@ func TestParseAllocations(t *testing.T) {
 		want      float64
 		err       bool
 	}{
-		{"the most of several", "BenchmarkCopyPath/up-2  100  17 ns/op  941 MB/s  0 B/op  0 allocs/op\nBenchmarkCopyPath/down-2  100  17 ns/op  5 B/op  2 allocs/op\nPASS\n", 2, false},
-		{"none", "BenchmarkCopyPath-2  100  17 ns/op  0 B/op  0 allocs/op\n", 0, false},
+		{"the most of several", "BenchmarkRead/up-2  100  17 ns/op  941 MB/s  0 B/op  0 allocs/op\nBenchmarkRead/down-2  100  17 ns/op  5 B/op  2 allocs/op\nPASS\n", 2, false},
+		{"none", "BenchmarkRead-2  100  17 ns/op  0 B/op  0 allocs/op\n", 0, false},
 		{"no such benchmark", "PASS\nok  \tx\t0.1s\n", 0, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
