@@ -129,6 +129,7 @@ func (c *Checker) finish(r result) {
 		if r.err != nil {
 			log.Warn("health check fails", "error", r.err)
 		} else {
+			c.balancer.readmit(k.service, k.endpoint)
 			log.Info("health check passes again")
 		}
 	}

@@ -5,6 +5,8 @@ package balance
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
 // state is what connections told about an endpoint.
@@ -97,6 +99,19 @@ func (b *Balancer) eject(p Picked) {
 	p.state.failures.Store(int32(b.opts.Failures) - 1)
 	b.opts.Logger.Warn("endpoint ejected: connections to it fail", "service", p.group.service.Name,
 		"endpoint", p.Endpoint.Address, "node", p.Endpoint.Node, "failures", b.opts.Failures, "for", d)
+}
+
+// readmit ends the ejection of an endpoint whose active check passes again: that
+// is newer than the failures of connections, and so better, evidence (as Envoy's
+// successful_active_health_check_uneject_host).
+func (b *Balancer) readmit(svc *mesh.Service, e *mesh.Endpoint) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for port := range min(len(svc.Ports), len(e.Ports)) {
+		if s := b.states[keyOf(e, port)]; s != nil {
+			s.ejectedUntil.Store(0)
+		}
+	}
 }
 
 // ejectable reports whether one more endpoint of the group may be ejected.

@@ -121,6 +121,18 @@ func TestEjectionIsBounded(t *testing.T) {
 	}
 }
 
+func TestPassingCheckEndsEjection(t *testing.T) {
+	b, s := seeded(), weighted("", 1, 1)
+	fail(b, s, s.Endpoints[0], DefaultFailures)
+	if n := count(ejected(b, s)); n != 1 {
+		t.Fatalf("%d are out, want 1", n)
+	}
+	b.readmit(s, s.Endpoints[0])
+	if n := count(ejected(b, s)); n != 0 {
+		t.Errorf("%d are out, want none", n)
+	}
+}
+
 func TestEjectedIsNotPicked(t *testing.T) {
 	for _, policy := range []mesh.Balance{mesh.BalanceLeastRequest, mesh.BalanceRandom, mesh.BalanceRoundRobin} {
 		b, s := New(Options{Node: here, EjectablePercent: 99}), weighted(policy, make([]uint32, 100)...)
