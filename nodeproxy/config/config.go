@@ -88,8 +88,16 @@ const (
 // Identity says where leaves and the trust bundle come from.
 type Identity struct {
 	Provider Provider
+	// Default is shown to clients of tunnels that ask for nobody by name.
+	Default  DefaultIdentity
 	Embedded Embedded
 	Files    Files
+}
+
+// DefaultIdentity is given as it is or as that of a workload; zero is none.
+type DefaultIdentity struct {
+	ID       spiffeid.ID
+	Workload mesh.Name
 }
 
 // Embedded is a CA in a directory.

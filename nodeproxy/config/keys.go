@@ -124,6 +124,10 @@ var table = []key{
 		func(c *Config) value { return enum(&c.Identity.Provider, ProviderEmbedded, ProviderFiles) },
 	},
 	{
+		"identity.default", "", "Whom clients of tunnels meet that send no server name (SNI), as those of ztunnel: a workload of this node, or a SPIFFE ID. Empty: the workload, if the node has just one; else nobody.", false,
+		func(c *Config) value { return defaultIdentity(&c.Identity.Default) },
+	},
+	{
 		"identity.embedded.dir", "", "Directory of the CA; nodes of one mesh have a copy each. Empty: ca in stateDir.", true,
 		func(c *Config) value { return text(&c.Identity.Embedded.Dir, "a path", nil) },
 	},

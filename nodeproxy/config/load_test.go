@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
@@ -225,6 +226,18 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			name: "default identity", text: "identity: {default: spiffe://other.example/web}\n",
+			want: []string{`FILE:1: identity.default: spiffe://other.example/web, and the CA is for mesh.internal; allowed: an identity of node.trustDomain`},
+		},
+		{
+			name: "default identity without a path", text: "identity: {default: 'spiffe://mesh.internal'}\n",
+			want: []string{`FILE:1:21: identity.default: found "spiffe://mesh.internal"; allowed: a workload such as web or team/web, or a SPIFFE ID with a path`},
+		},
+		{
+			name: "default workload", text: "identity: {default: a/b/c}\n",
+			want: []string{`FILE:1:21: identity.default: found "a/b/c"; allowed: a workload such as web or team/web, or a SPIFFE ID with a path`},
+		},
+		{
 			name: "files without leaves", text: "identity: {provider: files}\n",
 			want: []string{`FILE:1: identity.provider: files, and there are none; allowed: identity.files.dir or identity.files.workloads with it`},
 		},
@@ -301,4 +314,20 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("not ErrInvalid: %v", err)
 		}
 	})
+}
+
+func TestDefaultIdentity(t *testing.T) {
+	for text, want := range map[string]DefaultIdentity{
+		"web":      {Workload: mesh.Name{Namespace: "default", Name: "web"}},
+		"team/web": {Workload: mesh.Name{Namespace: "team", Name: "web"}},
+		"spiffe://mesh.internal/ns/default/sa/web": {ID: spiffeid.RequireFromString("spiffe://mesh.internal/ns/default/sa/web")},
+	} {
+		c := load(t, "identity: {default: '"+text+"'}\n")
+		if c.Identity.Default != want {
+			t.Errorf("%q: %+v, want %+v", text, c.Identity.Default, want)
+		}
+		if shown := formatDefaultIdentity(c.Identity.Default); shown != text {
+			t.Errorf("%q is shown as %q", text, shown)
+		}
+	}
 }

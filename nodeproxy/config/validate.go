@@ -89,6 +89,9 @@ func (v *validation) identity() {
 		v.unused("identity.files.dir", id.Files.Dir != "")
 		v.unused("identity.files.workloads", len(id.Files.Workloads) > 0)
 		v.unused("identity.files.bundle", id.Files.Bundle != "")
+		if d := id.Default.ID; !d.IsZero() && d.TrustDomain() != v.c.Node.TrustDomain {
+			v.fail("identity.default", "an identity of node.trustDomain", "%s, and the CA is for %s", d, v.c.Node.TrustDomain)
+		}
 		if id.Embedded.LeafTTL > id.Embedded.CATTL {
 			v.fail("identity.embedded.leafTTL", "at most identity.embedded.caTTL",
 				"leaves of %s would outlive their root of %s", formatDuration(id.Embedded.LeafTTL), formatDuration(id.Embedded.CATTL))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 )
 
@@ -305,6 +306,37 @@ func trustDomain(p *spiffeid.TrustDomain) value {
 			}
 			return td, nil
 		}, asText[spiffeid.TrustDomain], kindAny)
+}
+
+// defaultIdentity is a SPIFFE ID of a workload, or a workload's name.
+func defaultIdentity(p *DefaultIdentity) value {
+	return scalar(p, "a workload such as web or team/web, or a SPIFFE ID with a path", parseDefaultIdentity, formatDefaultIdentity, kindText)
+}
+
+func parseDefaultIdentity(s string) (d DefaultIdentity, err error) {
+	if strings.HasPrefix(s, spiffeScheme) {
+		if d.ID, err = spiffeid.FromString(s); err != nil || d.ID.Path() == "" {
+			return DefaultIdentity{}, wantError{}
+		}
+		return d, nil
+	}
+	d.Workload = mesh.ParseName(s)
+	if !yamlconf.IsLabel(d.Workload.Namespace) || !yamlconf.IsLabel(d.Workload.Name) {
+		return DefaultIdentity{}, wantError{}
+	}
+	return d, nil
+}
+
+const spiffeScheme = "spiffe://"
+
+func formatDefaultIdentity(d DefaultIdentity) any {
+	switch {
+	case !d.ID.IsZero():
+		return d.ID.String()
+	case !d.Workload.IsZero():
+		return d.Workload.String()
+	}
+	return ""
 }
 
 // absolute is a path that doesn't depend on where the node was started.
