@@ -3,7 +3,9 @@
 package sockmap
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/meshproxy/meshproxy/bpf"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
@@ -28,4 +30,24 @@ func (c *Capture) ListenerWorkload(netns uint64, at netip.AddrPort) (mesh.Name, 
 		return name, name != (mesh.Name{})
 	}
 	return mesh.Name{}, false
+}
+
+// GuardedPorts returns the ports of each workload that sk_lookup guards: those
+// that are declared, and those that it listens on.
+func (c *Capture) GuardedPorts() (map[mesh.Name][]uint16, error) {
+	all, err := contents[bpf.CapturePortKey, bpf.CapturePort](c.kernel.maps[bpf.CaptureMapPorts])
+	if err != nil {
+		return nil, fmt.Errorf("read guarded ports: %w", err)
+	}
+	ports := make(map[mesh.Name][]uint16)
+	for key, p := range all {
+		name := c.names.name(p.Workload)
+		if name != (mesh.Name{}) && !slices.Contains(ports[name], key.Address.Port) {
+			ports[name] = append(ports[name], key.Address.Port)
+		}
+	}
+	for _, list := range ports {
+		slices.Sort(list)
+	}
+	return ports, nil
 }

@@ -47,7 +47,7 @@ func (c *commands) drain() *cobra.Command {
 				return err
 			}
 			return c.show(d, func(p *page) {
-				p.printf("Draining, %s open, at most until %s.\n", plural(d.Active, "connection"), d.Deadline.Format("15:04:05"))
+				p.printf("Draining: %s open, nothing new is accepted.\n", plural(d.Active, "connection"))
 			})
 		}),
 	}

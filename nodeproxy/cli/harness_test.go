@@ -147,6 +147,7 @@ func healthy() api.Status {
 			{Name: "outbound", Address: "127.0.0.1:15001"},
 			{Name: "outbound", Address: "127.0.0.1:15001", NetNS: "/run/netns/box"},
 		},
+		Loops:    []api.Loop{{Loop: 0, Descriptors: 34, Turns: 1234567, Lag: 1200 * time.Microsecond}},
 		Peers:    []api.Peer{{Address: "192.0.2.2:15008", Transport: "hbone", Role: "client", Connections: 2, Streams: 11}},
 		Refusals: []api.Refusal{{Direction: "inbound", Reason: reason.PlaintextRefused, Count: 7}},
 	}
@@ -232,5 +233,5 @@ func (n *fakeNode) Reload(context.Context) (api.Reload, error) {
 }
 
 func (n *fakeNode) Drain(context.Context) (api.Drain, error) {
-	return api.Drain{Active: 1, Deadline: noon.Add(30 * time.Second)}, nil
+	return api.Drain{Active: 1}, nil
 }

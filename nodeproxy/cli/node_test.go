@@ -89,7 +89,7 @@ func TestDegradedStatus(t *testing.T) {
 	n.status.Capture = api.Capture{}
 	n.status.Identity.Missing = []string{"web", "shop"}
 	n.status.Snapshot = api.Snapshot{}
-	n.status.Listeners, n.status.Peers, n.status.Refusals = nil, nil, nil
+	n.status.Listeners, n.status.Loops, n.status.Peers, n.status.Refusals = nil, nil, nil, nil
 	o := n.ask(t, "status")
 	o.expect(t, ExitOK)
 	golden(t, "status-degraded", o.stdout)

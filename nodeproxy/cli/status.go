@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -149,6 +150,9 @@ func renderProblems(p *page, s *api.Status) {
 	}
 }
 
+// slowTurn is longer than a healthy loop ever takes.
+const slowTurn = 100 * time.Millisecond
+
 func renderStatusTables(p *page, s *api.Status) {
 	section := func(header []string, rows [][]cell) {
 		if len(rows) > 0 {
@@ -156,7 +160,7 @@ func renderStatusTables(p *page, s *api.Status) {
 			p.table(header, rows)
 		}
 	}
-	var listeners, peers, refusals [][]cell
+	var listeners, loops, peers, refusals [][]cell
 	for _, l := range s.Listeners {
 		listeners = append(listeners, []cell{text(l.Name), text(l.Address), text(l.NetNS)})
 	}
@@ -171,7 +175,17 @@ func renderStatusTables(p *page, s *api.Status) {
 			text(r.Direction), text(r.Reason.String()), text(strconv.FormatUint(r.Count, 10)), {r.Reason.Text(), faint},
 		})
 	}
+	for _, l := range s.Loops {
+		lag := text(l.Lag.Round(time.Microsecond).String())
+		if l.Lag > slowTurn {
+			lag.style = warn
+		}
+		loops = append(loops, []cell{
+			text(strconv.Itoa(l.Loop)), text(strconv.Itoa(l.Descriptors)), text(strconv.FormatUint(l.Turns, 10)), lag,
+		})
+	}
 	section([]string{"listener", "address", "netns"}, listeners)
+	section([]string{"loop", "descriptors", "turns", "longest turn"}, loops)
 	section([]string{"peer", "transport", "role", "tunnels", "streams"}, peers)
 	section([]string{"refused", "reason", "count", "meaning"}, refusals)
 }

@@ -66,6 +66,9 @@ func (n *Node) follow(ctx context.Context) error {
 				n.putInForce(ctx)
 			case <-n.reloads.apply:
 				n.putInForce(ctx)
+			case done := <-n.reloads.applyNow:
+				n.putInForce(ctx)
+				close(done)
 			case <-tick.C:
 				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroups)
 				n.applyCapture(ctx)

@@ -85,7 +85,9 @@ type Node struct {
 func Run(ctx context.Context, o Options) (err error) {
 	frugal()
 	n := &Node{options: o, name: o.Config.Node.Name, log: o.Log, started: time.Now()}
-	n.reloads = reloads{ask: make(chan struct{}), apply: make(chan struct{}, 1), loadedAt: n.started}
+	n.reloads = reloads{
+		ask: make(chan struct{}), apply: make(chan struct{}, 1), applyNow: make(chan chan struct{}), loadedAt: n.started,
+	}
 	n.conf.Store(o.Config)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -239,6 +241,10 @@ func (n *Node) beginDrain() {
 	if err := n.capture.Retire(); err != nil {
 		n.log.Warn("retire", "error", err)
 	}
+	for _, w := range n.loops {
+		w.drain()
+	}
+	n.tunnels.Leave()
 }
 
 // drain lets open connections finish, for as long as is configured.
@@ -248,9 +254,6 @@ func (n *Node) drain() {
 	n.log.Info("draining", "timeout", limit, "connections", len(n.metrics.Connections(nil)))
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	for _, w := range n.loops {
-		w.drain()
-	}
 	if err := n.tunnels.Drain(ctx); err != nil {
 		n.log.Info("drain timeout is over", "error", err)
 	}

@@ -3,7 +3,12 @@
 package node
 
 import (
+	"cmp"
+	"slices"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
 	"github.com/meshproxy/meshproxy/sockmap"
 )
 
@@ -87,4 +92,31 @@ func (n *Node) readCapture() (telemetry.CaptureReading, error) {
 		r.Refused[why.String()] += f.Count
 	}
 	return r, nil
+}
+
+// peers are the nodes that there are tunnels to or from, by address.
+func (n *Node) peers() (list []api.Peer) {
+	sums := make(map[tunnel.Remote]tunnel.Tunnels)
+	for _, w := range n.loops {
+		for at, t := range w.remotes() {
+			sum := sums[at]
+			sum.Connections += t.Connections
+			sum.Streams += t.Streams
+			sums[at] = sum
+		}
+	}
+	for at, t := range sums {
+		p := api.Peer{
+			Address: at.Addr.String(), Transport: "hbone", Role: string(telemetry.Client),
+			Connections: t.Connections, Streams: t.Streams,
+		}
+		if !at.Client {
+			p.Address, p.Role = at.Addr.Addr().Unmap().String(), string(telemetry.Server)
+		}
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b api.Peer) int {
+		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Role, b.Role))
+	})
+	return list
 }

@@ -30,6 +30,8 @@ func (n *Node) settingsFile() *config.Config { return n.conf.Load() }
 type reloads struct {
 	ask   chan struct{} // by the admin interface
 	apply chan struct{} // for follow: put in force again
+	// applyNow is apply for one who waits until that is done.
+	applyNow chan chan struct{}
 
 	mu       sync.Mutex
 	loadedAt time.Time
@@ -48,6 +50,22 @@ func (r *reloads) applySoon() {
 	select {
 	case r.apply <- struct{}{}:
 	default:
+	}
+}
+
+// applied asks follow to put the snapshot in force again, and waits for it.
+func (r *reloads) applied(ctx context.Context) error {
+	done := make(chan struct{})
+	select {
+	case r.applyNow <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

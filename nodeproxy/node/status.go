@@ -97,6 +97,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		stats := w.loop.Stats()
 		st.Loops = append(st.Loops, api.Loop{Loop: i, Descriptors: stats.Registered, Turns: stats.Turns, Lag: stats.LongestTurn})
 	}
+	st.Peers = n.peers()
 	n.reloads.mu.Lock()
 	st.Config = api.ConfigStatus{File: c.File, LoadedAt: n.reloads.loadedAt, RestartNeeded: n.reloads.restart}
 	if n.reloads.lastErr != nil {
@@ -231,7 +232,7 @@ func (n *Node) workloadCount(s *mesh.Snapshot) api.WorkloadCount {
 }
 
 // SetBypass implements admin.Node.
-func (n *Node) SetBypass(_ context.Context, b api.Bypass) error {
+func (n *Node) SetBypass(ctx context.Context, b api.Bypass) error {
 	w := n.views.load().snapshot.Workload(parseName(b.Workload))
 	if w == nil {
 		return notFound("no workload %q on this node", b.Workload)
@@ -241,8 +242,10 @@ func (n *Node) SetBypass(_ context.Context, b api.Bypass) error {
 	}
 	n.bypassed.set(w.Name, b.Bypass)
 	n.log.Info("bypass", "workload", w.Name, "on", b.Bypass)
-	n.reloads.applySoon()
-	return nil
+	if err := n.reloads.applied(ctx); err != nil {
+		return err
+	}
+	return n.applyError.get()
 }
 
 // Reload implements admin.Node.

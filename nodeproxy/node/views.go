@@ -76,7 +76,10 @@ func (n *Node) Workloads(context.Context) ([]api.Workload, error) {
 		leaves[l.Identity.String()] = i
 	}
 	off := n.bypassed.all()
-	ports := declaredPorts(v.snapshot)
+	ports, err := n.capture.GuardedPorts()
+	if err != nil {
+		return nil, err
+	}
 	refused := n.refusedByWorkload()
 	cgroups := n.cgroups.cgroupsOf(v.snapshot.Workloads())
 	list := make([]api.Workload, 0, len(v.snapshot.Workloads()))

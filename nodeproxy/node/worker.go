@@ -164,20 +164,31 @@ func (w *worker) open() (open int) {
 	return open
 }
 
-// poolStats waits for the loop no longer than a scrape may take.
-func (w *worker) poolStats() (s tunnel.PoolStats) {
+// readFrom asks on the loop, and waits no longer than a scrape may take; it is
+// the zero value then.
+func readFrom[T any](w *worker, ask func() T) (value T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	answer := make(chan tunnel.PoolStats, 1)
-	if w.loop.Post(func() { answer <- w.pool.Stats() }) != nil {
-		return s
+	answer := make(chan T, 1)
+	if w.loop.Post(func() { answer <- ask() }) != nil {
+		return value
 	}
 	select {
-	case s = <-answer:
+	case value = <-answer:
 	case <-ctx.Done():
 	case <-w.loop.Done():
 	}
-	return s
+	return value
+}
+
+func (w *worker) poolStats() tunnel.PoolStats { return readFrom(w, w.pool.Stats) }
+
+func (w *worker) remotes() map[tunnel.Remote]tunnel.Tunnels {
+	return readFrom(w, func() map[tunnel.Remote]tunnel.Tunnels {
+		sum := make(map[tunnel.Remote]tunnel.Tunnels)
+		w.carrier.Remotes(sum)
+		return sum
+	})
 }
 
 // drain opens no new tunnels; what is open goes on.

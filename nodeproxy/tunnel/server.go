@@ -63,6 +63,8 @@ type Server struct {
 	tasks   sync.WaitGroup
 	slots   Semaphore
 	next    atomic.Uint32 // seat
+	// refusals and pauses bound what is logged of them.
+	refusals, pauses quota
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -142,7 +144,9 @@ func (s *Server) accept(ln net.Listener) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			s.options.Logger.Warn("pause accepting tunnels", "listener", ln.Addr(), "for", acceptRest, "error", err)
+			if suppressed, ok := s.pauses.take(time.Now()); ok {
+				s.options.Logger.Warn("pause accepting tunnels", "listener", ln.Addr(), "for", acceptRest, "error", err, "suppressed", suppressed)
+			}
 			select {
 			case <-time.After(acceptRest):
 				continue
@@ -170,7 +174,9 @@ func (s *Server) welcome(nc net.Conn) {
 		s.options.Observe(h)
 	}
 	if err != nil {
-		s.options.Logger.Info("refuse tunnel", "remote", remote, "reason", reason.Of(err), "error", err)
+		if suppressed, ok := s.refusals.take(time.Now()); ok {
+			s.options.Logger.Warn("refuse tunnel", "remote", remote, "reason", reason.Of(err), "error", err, "suppressed", suppressed)
+		}
 		return
 	}
 	s.seat(sec)
@@ -253,12 +259,17 @@ func (s *Server) signal() {
 	}
 }
 
-// Drain accepts nothing new, asks the peers to go elsewhere (GOAWAY) and waits
-// for the open streams. When ctx ends first, Drain returns its error; Close
-// ends the rest.
-func (s *Server) Drain(ctx context.Context) error {
+// Leave accepts nothing new and asks the peers to go elsewhere (GOAWAY). What is
+// open goes on.
+func (s *Server) Leave() {
 	s.stop()
 	s.each((*conn).drain)
+}
+
+// Drain is Leave, and waits for the open streams. When ctx ends first, Drain
+// returns its error; Close ends the rest.
+func (s *Server) Drain(ctx context.Context) error {
+	s.Leave()
 	select {
 	case <-s.idle:
 		return nil

@@ -76,8 +76,7 @@ type LogLevel struct {
 
 // Drain says how a drain is going.
 type Drain struct {
-	Active   int       `json:"active"` // connections that are still open
-	Deadline time.Time `json:"deadline"`
+	Active int `json:"active"` // connections that are still open
 }
 
 // Kind says what sort of error the answer is.
