@@ -183,6 +183,7 @@ func (s *server) line(c net.Conn) {
 	tcp := c.(*heard)
 	seen := Seen{Server: s.name, Peers: peersOf(c, true)}
 	lines := bufio.NewScanner(c)
+	half := false
 	for lines.Scan() {
 		switch text := lines.Text(); text {
 		case "RESET":
@@ -190,7 +191,11 @@ func (s *server) line(c net.Conn) {
 			return
 		case "HALFCLOSE":
 			_ = tcp.CloseWrite()
+			half = true
 		default:
+			if half {
+				continue // it hears, and cannot answer
+			}
 			seen.Body = text
 			if json.NewEncoder(c).Encode(seen) != nil {
 				return

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/testnet"
+)
+
+// TestRotation: the CA gets a new root while calls are made, on connections of
+// their own and on one that stays. None of them fails, and tunnels of the time
+// after have leaves of the new root.
+func TestRotation(t *testing.T) {
+	l := twoFaultNodes(t, meshnode.Options{})
+	a := l.net.Host("a")
+	fresh := l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "100")
+	stays := l.call(a, "client", "-tcp", "far:80", "-rate", "50")
+	for round := range 3 {
+		root, err := embedded.Rotate(l.caDir, embedded.RotateOptions{Propagation: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.eventually(fmt.Sprintf("rotation %d: both nodes sign with the new root", round), func() error {
+			for _, host := range []string{"a", "b"} {
+				ca, err := l.nodes[host].Admin.CA(l.ctx())
+				if err != nil {
+					return err
+				}
+				signing := false
+				for _, r := range ca.Roots {
+					signing = signing || r.Fingerprint == root.Fingerprint && r.State == "signing"
+				}
+				if !signing {
+					return fmt.Errorf("roots of %s: %+v", host, ca.Roots)
+				}
+			}
+			return nil
+		})
+		// A tunnel that is made now has new leaves at both ends.
+		from := map[int]string{0: "other", 1: "near"}[round]
+		if from != "" {
+			if d := l.dial(a, from, "-address", "far:80", "-send", "hello"); !d.OK {
+				t.Errorf("rotation %d: %s: %s at %s", round, from, d.Error, d.Stage)
+			}
+		}
+		for _, p := range []*testnet.Process{fresh, stays} {
+			l.awaitCall(p, mark(p)+1, "a call that succeeds", succeeded)
+		}
+	}
+	l.undisturbed(fresh, 0)
+	l.undisturbed(stays, 0)
+}
+
+// TestLeavesExpire: leaves of a minute, the shortest that there are, are
+// replaced under load. A tunnel whose leaf is over makes room for another
+// without disturbing calls on connections of their own; a connection that stays
+// lives on in it for the grace that policy gives.
+func TestLeavesExpire(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, faultMesh, "a", "b")
+	a, b := l.net.Host("a"), l.net.Host("b")
+	short := meshnode.Options{Env: []string{"MESHPROXY_IDENTITY_EMBEDDED_LEAF_TTL=1m"}}
+	l.startAs("a", short)
+	l.startAs("b", short)
+	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
+	fresh := l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50")
+	stays := l.call(a, "client", "-tcp", "far:80", "-rate", "20")
+	expiry := func() time.Time {
+		ca, err := l.nodes["a"].Admin.CA(l.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var first time.Time
+		for _, leaf := range ca.Leaves {
+			if leaf.Workload == "client" {
+				first = leaf.NotAfter
+			}
+		}
+		return first
+	}
+	first := expiry()
+	if first.IsZero() || time.Until(first) > time.Minute {
+		t.Fatalf("the leaf of client expires at %v", first)
+	}
+	if err := testnet.Until(l.longer(2*time.Minute), func() error {
+		if !expiry().After(first) {
+			return fmt.Errorf("the leaf still expires at %v", first)
+		}
+		if left := time.Until(first.Add(3 * time.Second)); left > 0 {
+			return fmt.Errorf("the first leaf is valid for %v", left)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*testnet.Process{fresh, stays} {
+		l.awaitCall(p, mark(p)+1, "a call that succeeds", succeeded)
+		l.undisturbed(p, 0)
+	}
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/testnet"
+)
+
+// TestKilledWhileStarting: a node that is killed at any moment of its start
+// leaves nothing that keeps the next one from starting, and never a hole.
+func TestKilledWhileStarting(t *testing.T) {
+	l := newLab(t, faultMesh, "a", "b")
+	a, b := l.net.Host("a"), l.net.Host("b")
+	l.start("b", "")
+	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
+	l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:7000")
+	nobody := l.call(a, "nobody", "-tcp", "10.77.0.2:7000", "-fresh", "-rate", "50")
+
+	start := func() *testnet.Process {
+		t.Helper()
+		config, err := meshnode.WriteConfig(meshnode.Options{
+			Host: a, Program: []string{programs.meshproxy}, MeshFile: l.meshFile, CADir: l.caDir,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := a.Start(testnet.Command{
+			Name: "meshproxy", Path: programs.meshproxy, Args: []string{"run", "--config", config}, Cgroup: meshnode.Cgroup,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	const rounds = 10
+	captured := false
+	for i := range rounds {
+		p := start()
+		// Anywhere between its first instruction and well after it is ready.
+		after := time.Duration(rand.Int64N(int64(500 * time.Millisecond)))
+		select {
+		case <-time.After(after):
+		case <-p.Done():
+			t.Fatalf("start %d ended by itself: %s", i, p.Stderr().Tail(1000))
+		}
+		if err := p.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.Wait(l.ctx())
+		// Once the capture was in force it stays so.
+		d := l.dial(a, "client", "-address", "10.77.0.2:8080", "-send", "hello")
+		if refused := !d.OK && d.Error == "ECONNREFUSED"; captured && !refused {
+			t.Errorf("after kill %d at %v the client got through: %+v", i, after, d)
+		} else {
+			captured = captured || refused && containsAll(p.Stderr().String(), []string{"msg=ready"})
+		}
+	}
+	n := l.start("a", "")
+	if err := l.in(t).reaches(n, a); err != nil {
+		t.Error(err)
+	}
+	l.noProblem("a")
+	l.undisturbed(nobody, 0)
+}
+
+// reaches makes a captured call through a node that is ready.
+func (l *lab) reaches(_ *meshnode.Node, a *testnet.Host) error {
+	l.Helper()
+	d := l.dial(a, "client", "-address", "far:80", "-send", "hello")
+	if !d.OK {
+		return fmt.Errorf("dial: %s at %s", d.Error, d.Stage)
+	}
+	return nil
+}
