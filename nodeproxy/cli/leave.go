@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,9 @@ is in stateDir stays.`,
 				return err
 			}
 			if err := c.Leave(sockmap.Options{BPFFS: conf.BPF.FS, Instance: conf.BPF.Instance}); err != nil {
+				if errors.Is(err, sockmap.ErrBusy) {
+					return fmt.Errorf("leave the mesh: the node is running; stop it first: %w", err)
+				}
 				return fmt.Errorf("leave the mesh: %w", err)
 			}
 			c.inform("Nothing of instance %q is left in the kernel.", conf.BPF.Instance)

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/sockmap"
 )
 
@@ -187,7 +189,26 @@ func (n *Node) identityStatus(c *config.Config) api.Identity {
 	if len(sum.Problems) > 0 {
 		st.Error = sum.Problems[0]
 	}
+	if n.leavesAreGiven() {
+		st.Missing = n.withoutLeaf(sum.Leaves)
+	}
 	return st
+}
+
+// leavesAreGiven: the provider has the leaves that somebody gave it. Others make
+// a leaf when it is first needed.
+func (n *Node) leavesAreGiven() bool {
+	return n.settingsFile().Identity.Provider == config.ProviderFiles
+}
+
+// withoutLeaf are the workloads whose identities have none.
+func (n *Node) withoutLeaf(leaves []identity.LeafSummary) (names []string) {
+	for _, w := range n.views.load().snapshot.Workloads() {
+		if !slices.ContainsFunc(leaves, func(l identity.LeafSummary) bool { return l.Identity == w.Identity }) {
+			names = append(names, w.Name.String())
+		}
+	}
+	return names
 }
 
 func (n *Node) listenerStatus(c *config.Config) (list []api.Listener) {

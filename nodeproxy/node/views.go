@@ -108,6 +108,8 @@ func (n *Node) Workloads(context.Context) ([]api.Workload, error) {
 		}
 		if i, ok := leaves[a.Identity]; ok {
 			a.LeafExpires = sum.Leaves[i].NotAfter
+		} else if n.leavesAreGiven() {
+			a.LeafError = "no leaf"
 		}
 		if l := v.limits[w.Canonical()]; l != nil {
 			a.Active = l.Connections()
@@ -170,6 +172,7 @@ func (n *Node) CA(context.Context) (api.CA, error) {
 	for _, l := range sum.Leaves {
 		answer.Leaves = append(answer.Leaves, api.Leaf{
 			Workload: workloads[l.Identity.String()], Identity: l.Identity.String(), NotBefore: l.NotBefore, NotAfter: l.NotAfter,
+			Serial: l.Serial, Issuer: l.Issuer,
 		})
 	}
 	return answer, nil
