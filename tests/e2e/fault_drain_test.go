@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
+	bpflink "github.com/cilium/ebpf/link"
 
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/testnet"
@@ -103,7 +103,7 @@ func TestLeave(t *testing.T) {
 		t.Fatal(err)
 	}
 	for id, name := range links {
-		if left, err := link.NewFromID(id); err == nil {
+		if left, err := bpflink.NewFromID(id); err == nil {
 			t.Errorf("link %s (%d) is still there", name, id)
 			left.Close()
 		} else if !errors.Is(err, os.ErrNotExist) {
@@ -126,14 +126,14 @@ func TestLeave(t *testing.T) {
 }
 
 // linksBelow are the pinned links, by number.
-func linksBelow(l *lab, dir string) map[link.ID]string {
+func linksBelow(l *lab, dir string) map[bpflink.ID]string {
 	l.Helper()
-	links := map[link.ID]string{}
+	links := map[bpflink.ID]string{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || filepath.Base(filepath.Dir(path)) != "links" {
 			return err
 		}
-		pinned, err := link.LoadPinnedLink(path, nil)
+		pinned, err := bpflink.LoadPinnedLink(path, nil)
 		if err != nil {
 			return err
 		}
@@ -164,7 +164,7 @@ func attached(l *lab, h *testnet.Host) {
 		ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername, ebpf.AttachCGroupSockOps,
 		ebpf.AttachCGroupUDP4Sendmsg, ebpf.AttachCGroupUDP6Sendmsg, ebpf.AttachCGroupUDP4Recvmsg, ebpf.AttachCGroupUDP6Recvmsg,
 	} {
-		found, err := link.QueryPrograms(link.QueryOptions{Target: int(root.Fd()), Attach: at})
+		found, err := bpflink.QueryPrograms(bpflink.QueryOptions{Target: int(root.Fd()), Attach: at})
 		if err != nil {
 			l.Fatalf("query %v: %v", at, err)
 		}

@@ -92,47 +92,51 @@ func TestMeshFileIsGone(t *testing.T) {
 	l.undisturbed(calls, 0)
 }
 
-// TestBadStart: what keeps a node from starting is said in one line, and the
-// exit status is 2 for what the configuration says and 1 for the rest.
+// TestBadStart: what keeps a node from starting is said in a line, and the exit
+// status is 2 for what the configuration says and 1 for the rest. Nothing is
+// left in the kernel then that anybody could notice.
 func TestBadStart(t *testing.T) {
-	l := newLab(t, faultMesh, "a", "b")
-	a := l.net.Host("a")
-	other := filepath.Join(l.net.Dir(), "other-ca")
 	for _, tc := range []struct {
-		name   string
-		break_ func(*meshnode.Options)
-		status int
-		says   []string
+		name    string
+		prepare func(*lab, *meshnode.Options)
+		status  int
+		says    []string
 	}{
-		{"no CA", func(o *meshnode.Options) { o.CADir = other }, 1, []string{"start identity", "other-ca", "no such file"}},
-		{"CA that others can read", func(o *meshnode.Options) {
-			caOf(l, other, 0)
-			if err := os.Chmod(other, 0o755); err != nil {
-				t.Fatal(err)
+		{"no CA", func(l *lab, o *meshnode.Options) { o.CADir += "-other" }, 1, []string{"start identity", "ca-other", "has no CA"}},
+		{"CA key that others can read", func(l *lab, _ *meshnode.Options) {
+			keys, err := filepath.Glob(filepath.Join(l.caDir, "*.key"))
+			if err != nil || len(keys) != 1 {
+				l.Fatalf("keys of the CA: %v, %v", keys, err)
 			}
-			o.CADir = other
-		}, 1, []string{"start identity", "other-ca"}},
-		{"no mesh file", func(o *meshnode.Options) { o.MeshFile = "/nowhere/mesh.yaml" }, 2, []string{"/nowhere/mesh.yaml"}},
-		{"unknown key", func(o *meshnode.Options) { o.Extra = "colour: blue\n" }, 2, []string{"meshproxy.yaml:", "colour", "allowed"}},
-		{"no BPF file system", func(o *meshnode.Options) { o.Env = []string{"MESHPROXY_BPF_FS=" + l.net.Dir()} }, 1, []string{"start capture", "bpf file system"}},
-		{"port taken", func(o *meshnode.Options) {
-			l.serve(a, "nobody", "-tcp", "127.0.0.1:15001")
+			if err := os.Chmod(keys[0], 0o644); err != nil {
+				l.Fatal(err)
+			}
+		}, 1, []string{"start identity", ".key", "0644"}},
+		{"CA of another trust domain", func(_ *lab, o *meshnode.Options) {
+			o.Env = []string{"MESHPROXY_NODE_TRUST_DOMAIN=elsewhere"}
+		}, 1, []string{"start identity", meshnode.TrustDomain, "elsewhere"}},
+		{"no mesh file", func(_ *lab, o *meshnode.Options) { o.MeshFile = "/nowhere/mesh.yaml" }, 2, []string{"/nowhere/mesh.yaml", "does not exist"}},
+		{"invalid mesh file", func(l *lab, _ *meshnode.Options) { l.writeMesh("services: 1\n") }, 2, []string{"mesh.yaml:1", "services"}},
+		{"unknown key", func(_ *lab, o *meshnode.Options) { o.Extra = "colour: blue\n" }, 2, []string{"meshproxy.yaml:", "colour", "allowed"}},
+		{"no BPF file system", func(l *lab, o *meshnode.Options) {
+			o.Env = []string{"MESHPROXY_BPF_FS=" + l.net.Dir()}
+		}, 1, []string{"start capture", "bpf file system"}},
+		{"port taken", func(l *lab, _ *meshnode.Options) {
+			l.serve(l.net.Host("a"), "nobody", "-tcp", "127.0.0.1:15001")
 		}, 1, []string{"start listeners", "15001", "address already in use"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t, strings.ReplaceAll(faultMesh, "{name: far, node: b", "{name: far, node: a"), "a", "b")
+			a, b := l.net.Host("a"), l.net.Host("b")
+			l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:8080")
 			o := meshnode.Options{Host: a, Program: []string{programs.meshproxy}, MeshFile: l.meshFile, CADir: l.caDir}
-			tc.break_(&o)
-			config, err := meshnode.WriteConfig(o)
-			if err != nil {
-				t.Fatal(err)
+			tc.prepare(l, &o)
+			p := l.run(o)
+			select {
+			case <-p.Done():
+			case <-l.ctx().Done():
+				t.Fatal("it runs")
 			}
-			p, err := a.Start(testnet.Command{
-				Name: "meshproxy", Path: programs.meshproxy, Args: []string{"run", "--config", config}, Env: o.Env, Cgroup: meshnode.Cgroup,
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = p.Wait(l.in(t).ctx())
 			said := p.Stderr().String()
 			if p.ExitCode() != tc.status || !containsAll(said, tc.says) {
 				t.Errorf("exit status %d, want %d; it says %s, want %q", p.ExitCode(), tc.status, said, tc.says)
@@ -140,6 +144,26 @@ func TestBadStart(t *testing.T) {
 			if strings.Contains(said, "goroutine") {
 				t.Error("it crashed")
 			}
+			d := l.dial(a, "client", "-address", "10.77.0.2:8080", "-send", "hello")
+			if s := seen(t, d); s.Accepted != d.Local {
+				t.Errorf("the server accepted %s, the client is %s", s.Accepted, d.Local)
+			}
 		})
 	}
+}
+
+// run starts a node without waiting for anything.
+func (l *lab) run(o meshnode.Options) *testnet.Process {
+	l.Helper()
+	config, err := meshnode.WriteConfig(o)
+	if err != nil {
+		l.Fatal(err)
+	}
+	p, err := o.Host.Start(testnet.Command{
+		Name: "meshproxy", Path: programs.meshproxy, Args: []string{"run", "--config", config}, Env: o.Env, Cgroup: meshnode.Cgroup,
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	return p
 }
