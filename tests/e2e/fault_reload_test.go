@@ -126,7 +126,7 @@ func TestBadStart(t *testing.T) {
 		}, 1, []string{"start listeners", "15001", "address already in use"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			l := newLab(t, strings.ReplaceAll(faultMesh, "{name: far, node: b", "{name: far, node: a"), "a", "b")
+			l := newLab(t, faultMesh, "a", "b")
 			a, b := l.net.Host("a"), l.net.Host("b")
 			l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:8080")
 			o := meshnode.Options{Host: a, Program: []string{programs.meshproxy}, MeshFile: l.meshFile, CADir: l.caDir}
