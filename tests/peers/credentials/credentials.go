@@ -1,54 +1,100 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package credentials gives foreign peers a leaf of a mesh's embedded CA, as
-// files or for crypto/tls. What the peers verify with it is up to them and not
-// the product's code.
+// files or for crypto/tls. It issues them itself, with the CA's root as any
+// other tool could; what the peers verify is up to them and not the product's
+// code either.
 package credentials
 
 import (
-	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
-	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
+	"strings"
+	"time"
 )
 
-// Credentials are a leaf and the roots of its mesh.
+// Credentials are a leaf and the root of its mesh.
 type Credentials struct {
-	ID    spiffeid.ID
-	Leaf  tls.Certificate
-	Roots []*x509.Certificate
+	Leaf tls.Certificate
+	Root *x509.Certificate
 }
 
-// Issue makes a leaf with the CA in dir.
-func Issue(ctx context.Context, dir, id string) (*Credentials, error) {
-	c := &Credentials{}
-	var err error
-	if c.ID, err = spiffeid.FromString(id); err != nil {
+// Issue makes a leaf for a SPIFFE ID with the root of the CA in dir.
+func Issue(dir, id string) (*Credentials, error) {
+	uri, err := url.Parse(id)
+	if err != nil {
 		return nil, fmt.Errorf("parse identity: %w", err)
 	}
-	p, err := embedded.Open(embedded.Options{Dir: dir})
+	root, signer, err := readRoot(dir)
 	if err != nil {
-		return nil, fmt.Errorf("open CA: %w", err)
+		return nil, err
 	}
-	leaf, err := p.Leaf(ctx, c.ID)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("issue leaf: %w", err)
+		return nil, fmt.Errorf("generate key: %w", err)
 	}
-	bundle, err := p.Bundle().GetX509BundleForTrustDomain(c.ID.TrustDomain())
+	now := time.Now()
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		URIs:        []*url.URL{uri},
+		NotBefore:   now.Add(-time.Minute),
+		NotAfter:    now.Add(time.Hour),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, root, key.Public(), signer)
 	if err != nil {
-		return nil, fmt.Errorf("get roots: %w", err)
+		return nil, fmt.Errorf("sign leaf: %w", err)
 	}
-	c.Leaf, c.Roots = *leaf, bundle.X509Authorities()
-	return c, nil
+	return &Credentials{Leaf: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, Root: root}, nil
+}
+
+var errRoots = errors.New("want one root with its key")
+
+// readRoot reads the only root of a CA.
+func readRoot(dir string) (*x509.Certificate, crypto.PrivateKey, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "root-*.key"))
+	if err != nil || len(names) != 1 {
+		return nil, nil, fmt.Errorf("read CA in %s: %w, found %d", dir, errors.Join(err, errRoots), len(names))
+	}
+	keyDER, err := readPEM(names[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := x509.ParsePKCS8PrivateKey(keyDER)
+	if err != nil {
+		return nil, nil, fmt.Errorf("parse root's key: %w", err)
+	}
+	der, err := readPEM(strings.TrimSuffix(names[0], ".key") + ".crt")
+	if err != nil {
+		return nil, nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, fmt.Errorf("parse root: %w", err)
+	}
+	return cert, key, nil
+}
+
+func readPEM(path string) ([]byte, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read CA: %w", err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("read CA: no PEM in %s", path)
+	}
+	return block.Bytes, nil
 }
 
 // Files are the credentials as PEM.
@@ -65,18 +111,11 @@ func (c *Credentials) Write(dir string) (Files, error) {
 	if err != nil {
 		return f, fmt.Errorf("encode key: %w", err)
 	}
-	var chain, roots []byte
-	for _, der := range c.Leaf.Certificate {
-		chain = append(chain, encode("CERTIFICATE", der)...)
-	}
-	for _, root := range c.Roots {
-		roots = append(roots, encode("CERTIFICATE", root.Raw)...)
-	}
 	err = errors.Join(
 		os.MkdirAll(dir, 0o755),
-		os.WriteFile(f.Cert, chain, 0o644),
+		os.WriteFile(f.Cert, encode("CERTIFICATE", c.Leaf.Certificate[0]), 0o644),
 		os.WriteFile(f.Key, encode("PRIVATE KEY", key), 0o600),
-		os.WriteFile(f.Roots, roots, 0o644),
+		os.WriteFile(f.Roots, encode("CERTIFICATE", c.Root.Raw), 0o644),
 	)
 	if err != nil {
 		return f, fmt.Errorf("write credentials: %w", err)
@@ -117,9 +156,7 @@ var errIdentity = errors.New("peer has another identity")
 
 func (c *Credentials) verify(usage x509.ExtKeyUsage, ids ...string) func(tls.ConnectionState) error {
 	roots := x509.NewCertPool()
-	for _, root := range c.Roots {
-		roots.AddCert(root)
-	}
+	roots.AddCert(c.Root)
 	return func(s tls.ConnectionState) error {
 		leaf, others := s.PeerCertificates[0], x509.NewCertPool()
 		for _, cert := range s.PeerCertificates[1:] {
