@@ -240,15 +240,8 @@ func (c *conn) decrypt(plain []byte) {
 // push encrypts what waits and writes it.
 func (c *conn) push() {
 	for !c.blocked && c.phase < lingering {
-		if c.h2.Pending() > 0 {
-			if _, err := c.h2.WriteTo(c.tls); err != nil {
-				c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("write tunnel: %w", err)))
-				return
-			}
-		}
-		if c.phase == closed {
-			return
-		}
+		// What a blocked socket left goes first: sealing more behind it would
+		// outgrow the buffer.
 		switch e := c.mem.send(c.reg.FD()); {
 		case e == unix.EAGAIN:
 			c.blocked = true
@@ -259,6 +252,13 @@ func (c *conn) push() {
 		}
 		if c.h2.Pending() == 0 {
 			break
+		}
+		if _, err := c.h2.WriteTo(c.tls); err != nil {
+			c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("write tunnel: %w", err)))
+			return
+		}
+		if c.phase == closed {
+			return
 		}
 	}
 	if c.phase == finishing && !c.blocked {
