@@ -87,6 +87,7 @@ func (g *gate) admit(v *view, s *inbound) (l4.Route, error) {
 	if !d.Allowed {
 		return g.refuse(s, reason.Wrap(reason.PolicyDenied, denial(r, d)))
 	}
+	audited(g.node.metrics, s.record, r, d)
 	return l4.Route{Session: s, Limit: v.limits[s.target.Canonical()], Idle: g.node.settings().idleTimeout}, nil
 }
 

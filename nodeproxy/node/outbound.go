@@ -174,9 +174,11 @@ func (s *outbound) judge() error {
 	if !here {
 		return nil
 	}
-	if d := s.router.node.views.load().engine.Decide(r); !d.Allowed {
+	d := s.router.node.views.load().engine.Decide(r)
+	if !d.Allowed {
 		return reason.Wrap(reason.PolicyDenied, denial(r, d))
 	}
+	audited(s.router.node.metrics, s.record, r, d)
 	return nil
 }
 

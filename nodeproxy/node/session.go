@@ -83,6 +83,14 @@ func denial(r policy.Request, d policy.Decision) error {
 	return &deniedError{who: who, verdict: d.Verdict, workload: r.Workload, port: r.Port}
 }
 
+// audited tells of a connection that policy would deny were it enforced.
+func audited(m *telemetry.Metrics, record func() telemetry.Record, r policy.Request, d policy.Decision) {
+	if d.Allowed && d.Audited {
+		d.Verdict = d.Audit
+		m.Audited(record(), d.Policy, denial(r, d).Error())
+	}
+}
+
 // deniedError says who was denied what, and by which policy.
 type deniedError struct {
 	who      string

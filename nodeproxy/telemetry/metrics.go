@@ -62,7 +62,8 @@ type Metrics struct {
 	Handshakes *Handshakes
 	DNS        *DNS
 
-	endedTotal *prometheus.CounterVec
+	endedTotal   *prometheus.CounterVec
+	auditedTotal *prometheus.CounterVec
 
 	mu        sync.Mutex
 	shards    []*Shard
@@ -95,6 +96,7 @@ func New(o Options) *Metrics {
 	}
 	m.Handshakes = newHandshakes(m.registry)
 	m.DNS = newDNS(m.registry)
+	m.auditedTotal = newAudited(m.registry)
 	m.registry.MustRegister(
 		m.endedTotal,
 		connectionCollector{m},

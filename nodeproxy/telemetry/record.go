@@ -86,12 +86,13 @@ func (r *Record) logAttrs(attrs []slog.Attr) []slog.Attr {
 	return attrs
 }
 
-// Entry is one line of the access log: a connection that ended, or one that
-// was refused.
+// Entry is one line of the access log: a connection that ended, one that was
+// refused, or one that would be.
 type Entry struct {
 	Record
 	Time     time.Time
 	Refused  bool
+	Audited  bool // it would be refused were policy not audited
 	Reason   reason.Reason
 	Detail   string // what the reason's error said
 	Sent     uint64 // bytes from source to destination
@@ -105,12 +106,15 @@ type Entry struct {
 // logRecord renders the entry for a slog handler.
 func (e *Entry) logRecord() slog.Record {
 	level, message := slog.LevelInfo, "connection closed"
-	if e.Refused {
+	switch {
+	case e.Refused:
 		level, message = slog.LevelWarn, "connection refused"
+	case e.Audited:
+		level, message = slog.LevelWarn, "connection would be refused, were policy not audited"
 	}
 	line := slog.NewRecord(e.Time, level, message, 0)
 	attrs := e.logAttrs(make([]slog.Attr, 0, 20))
-	if !e.Refused {
+	if !e.Refused && !e.Audited {
 		attrs = append(attrs,
 			slog.Uint64("sent", e.Sent), slog.Uint64("received", e.Received),
 			slog.Duration("duration", e.Duration))

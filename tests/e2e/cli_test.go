@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -471,17 +470,24 @@ func TestProbesAndProfiles(t *testing.T) {
 	})
 }
 
-// TestReadiness: a node is not ready before capture is in force, which a source
-// that never delivers keeps it from.
+// TestReadiness: as soon as a node is ready, and not later than that, what a
+// workload dials is captured.
 func TestReadiness(t *testing.T) {
-	l := newLab(t, "nodes: []", "a")
+	l := newLab(t, commandMesh, "a", "b")
 	a := l.net.Host("a")
-	n := l.start("a", "")
-	lines, _ := n.Stderr().Lines(0)
-	if !slices.ContainsFunc(lines, func(line string) bool { return strings.Contains(line, "msg=ready") }) {
-		t.Errorf("ready, and the log does not say so: %q", lines)
-	}
-	if _, err := os.Stat(filepath.Join(a.BPFFS(), "meshproxy", "a")); err != nil {
-		t.Errorf("ready without anything pinned: %v", err)
+	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080")
+	for range 3 {
+		l.start("a", "drainTimeout: 0s\n")
+		if d := l.dial(a, "client", "-address", "10.77.0.1:8080", "-send", "hello"); seen(t, d).Accepted == d.Local {
+			t.Error("the node is ready, and a workload's connection is not captured")
+		}
+		n := l.nodes["a"]
+		n.Admin.Close()
+		if err := n.Leave(l.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.ready200(a); err == nil {
+			t.Error("a node that left is ready")
+		}
 	}
 }

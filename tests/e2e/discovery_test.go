@@ -102,6 +102,7 @@ func TestLocality(t *testing.T) {
 				t.Fatal(err)
 			}
 			l.healthOf("a", "web", map[string]string{"10.77.0.1:8080": tc.away})
+			l.awaitCall(calls, mark(calls), "report of what happened until now", succeeded)
 			from := mark(calls)
 			l.awaitCall(calls, from, "answer of the first far endpoint", servedBy("far-1"))
 			l.awaitCall(calls, from, "answer of the second far endpoint", servedBy("far-2"))
