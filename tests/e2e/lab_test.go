@@ -72,7 +72,6 @@ type lab struct {
 	mesh     string
 	meshFile string
 	caDir    string
-	bundle   string
 }
 
 // newLab makes hosts and a CA. Everything goes with the test.
