@@ -30,8 +30,8 @@
 // the methods of Stream: a relay that resets its stream is not called back for it.
 // Of Events, OnOutput, OnFull and OnRelease may come from any method, OnDrained
 // from what releases a stream. Inside a callback every method may be called except
-// Feed, Start, Close, and WriteTo (allowed in OnFull alone; Sink.Writable of other
-// streams may then be called from inside a Stream's Reserve or Write).
+// Feed, Start, and WriteTo (allowed in OnFull alone; Sink.Writable of other streams
+// may then be called from inside a Stream's Reserve or Write).
 //
 // # Memory
 //

@@ -6,7 +6,7 @@ type drainState uint8
 
 const (
 	drainNone      drainState = iota
-	drainAnnounced            // server: GOAWAY without a last stream sent, its PING not answered
+	drainAnnounced            // server: GOAWAY without a last stream is sent, its PING not answered
 	drainFinal                // nothing new can come
 )
 
@@ -54,7 +54,7 @@ func (c *Conn) goAway(last uint32, code ErrCode, debug []byte) error {
 		c.ev.OnGoAway(last, code, debug)
 		return nil
 	}
-	c.drain = drainFinal
+	c.drain = max(c.drain, drainAnnounced) // sinks that are reset must not open here again
 	for _, s := range c.streams.all() {
 		if s.id > last && !s.has(released) {
 			c.closed.add(s.id, true)
@@ -62,6 +62,7 @@ func (c *Conn) goAway(last uint32, code ErrCode, debug []byte) error {
 		}
 	}
 	c.ev.OnGoAway(last, code, debug)
+	c.drain = drainFinal
 	c.checkDrained()
 	return nil
 }

@@ -27,9 +27,7 @@ func (c *Conn) touch() {
 // queue appends a frame and returns the place of its n bytes of payload, which the
 // caller fills before anything else happens. It must not be called once c.err is set.
 func (c *Conn) queue(kind frameType, fl flags, stream uint32, n int) []byte {
-	if c.reserved != 0 {
-		panic("h2: frame between Reserve and Commit")
-	}
+	c.reserved = 0 // the frame takes its place
 	c.lend()
 	if kind != frameData {
 		c.backlog += frameHeaderLen + n

@@ -63,15 +63,12 @@ func (s *Stream) Unconsumed() int { return int(s.unconsumed) }
 // Reserve appends to iov the places where up to max bytes of payload may be put,
 // by readv(2) or otherwise, in order. It gives fewer, or none, when the windows,
 // the batch or Config.Slots do not allow more; if none, the sink's Writable tells
-// when to try again. The next call on any method of the connection or its streams
-// must be Commit on this stream.
+// when to try again. Commit follows on this stream; any other call in between, a
+// Reset after a read error perhaps, gives the reservation up.
 func (s *Stream) Reserve(max int, iov [][]byte) [][]byte {
 	c := s.conn
-	if c.reserved != 0 {
-		panic("h2: Reserve without Commit")
-	}
-	max = c.sendable(s, max)
-	if max == 0 {
+	c.reserved = 0
+	if max = c.sendable(s, max); max == 0 {
 		return iov
 	}
 	iov, total := c.out.slots(max, c.cfg.Slots, iov)
