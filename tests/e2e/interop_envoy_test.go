@@ -146,6 +146,9 @@ func TestEnvoyToNode(t *testing.T) {
 		if opened, streams := n["cluster.node-0.upstream_cx_total"], n["cluster.node-0.upstream_rq_total"]; opened != 1 || streams < 250 {
 			t.Errorf("%d streams took %d connections", streams, opened)
 		}
+		if n["cluster.node-0.http2.rx_reset"] != 1 {
+			t.Errorf("Envoy was sent %d resets, want the one of the application", n["cluster.node-0.http2.rx_reset"])
+		}
 		if n["cluster.node-0.http2.rx_messaging_error"]+n["cluster.node-0.upstream_cx_protocol_error"] > 0 {
 			t.Errorf("Envoy complains: %v", n)
 		}

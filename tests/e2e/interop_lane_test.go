@@ -28,6 +28,9 @@ type lane struct {
 	// softResets: the foreign peer turns resets on their way to the client, or
 	// to the application, into an end of the stream.
 	softToClient, softToApp bool
+	// endsWithApp: the foreign peer has ended both directions when the
+	// application has ended its own.
+	endsWithApp bool
 }
 
 // open makes a connection.
@@ -65,9 +68,15 @@ func (k *lane) check(t *testing.T) {
 	})
 	t.Run("bulk both ways", func(t *testing.T) {
 		c, s := k.open(t)
+		now, arrived := make(chan struct{}), make(chan struct{})
+		close(now)
+		end := now
+		if k.endsWithApp {
+			end = arrived
+		}
 		var wg sync.WaitGroup
-		wg.Go(func() { bulk(t, "to the application", c, s, 1) })
-		wg.Go(func() { bulk(t, "to the client", s, c, 2) })
+		wg.Go(func() { defer close(arrived); bulk(t, "to the application", c, s, 1, now) })
+		wg.Go(func() { bulk(t, "to the client", s, c, 2, end) })
 		wg.Wait()
 	})
 	t.Run("client ends first", func(t *testing.T) {
@@ -76,6 +85,10 @@ func (k *lane) check(t *testing.T) {
 	})
 	t.Run("application ends first", func(t *testing.T) {
 		c, s := k.open(t)
+		if k.endsWithApp {
+			lastWords(t, s, c)
+			return
+		}
 		halfClose(t, s, c)
 	})
 	t.Run("client resets", func(t *testing.T) {
@@ -120,13 +133,14 @@ func pass(t *testing.T, from, to net.Conn, text string) {
 // bulkSize is what passes in each direction.
 const bulkSize = 64 << 20
 
-// bulk sends random bytes to the end of the stream and compares them. It is
-// not for the test's goroutine alone.
-func bulk(t *testing.T, way string, from, to *net.TCPConn, seed byte) {
+// bulk sends random bytes to the end of the stream, which is sent when end is
+// closed, and compares them. It is not for the test's goroutine alone.
+func bulk(t *testing.T, way string, from, to *net.TCPConn, seed byte, end <-chan struct{}) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
 		_, err := io.Copy(from, io.LimitReader(rand.NewChaCha8([32]byte{seed}), bulkSize))
+		<-end
 		if err := errors.Join(err, from.CloseWrite()); err != nil {
 			t.Errorf("%s: send: %v", way, err)
 		}
@@ -158,11 +172,7 @@ func bulk(t *testing.T, way string, from, to *net.TCPConn, seed byte) {
 // halfClose: one end has finished sending, and the other still answers.
 func halfClose(t *testing.T, first, second *net.TCPConn) {
 	t.Helper()
-	pass(t, first, second, "last words")
-	if err := first.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	expectEnd(t, second)
+	lastWords(t, first, second)
 	for i := range 3 {
 		pass(t, second, first, fmt.Sprintf("answer %d", i))
 	}
@@ -170,6 +180,16 @@ func halfClose(t *testing.T, first, second *net.TCPConn) {
 		t.Fatal(err)
 	}
 	expectEnd(t, first)
+}
+
+// lastWords: one end has finished sending.
+func lastWords(t *testing.T, from, to *net.TCPConn) {
+	t.Helper()
+	pass(t, from, to, "last words")
+	if err := from.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	expectEnd(t, to)
 }
 
 func expectEnd(t *testing.T, c net.Conn) {
