@@ -34,6 +34,9 @@ step generated make check-generated
 step unit go test -count=1 -v $packages
 step race go test -count=1 -race $(go list ./... | grep -v -E '/tests/(e2e|bench|demo)')
 step e2e go test -count=1 -v -timeout 20m ./tests/e2e/...
+# The product itself under the race detector, on what exercises most of it.
+step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
+	-run 'TestPaths|TestContainer|TestAuthorization|TestPolicyChange|TestInboundModes|TestHotReload|TestRotation' ./tests/e2e/...
 step fuzz tests/fuzz.sh
 step demo bin/meshproxy demo --duration 10s
 

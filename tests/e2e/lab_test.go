@@ -51,6 +51,9 @@ func run(m *testing.M) int {
 	} {
 		build := exec.Command("go", "build", "-o", program, pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if raceDetector && program == programs.meshproxy {
+			build = exec.Command("go", "build", "-race", "-o", program, pkg)
+		}
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
 			return 1
@@ -58,6 +61,10 @@ func run(m *testing.M) int {
 	}
 	return m.Run()
 }
+
+// raceDetector runs the product under the race detector; what it finds fails
+// the test.
+var raceDetector = os.Getenv("E2E_RACE") != ""
 
 // patience bounds every wait; it is generous because the machine is shared.
 const patience = 30 * time.Second
@@ -155,6 +162,9 @@ func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
 	}
 	l.nodes[host] = n
 	l.Cleanup(func() {
+		if strings.Contains(n.Stderr().String(), "WARNING: DATA RACE") {
+			l.Errorf("node %s has a data race", host)
+		}
 		if l.Failed() {
 			l.Logf("node %s:\n%s%s", host, n.Stderr().Tail(6000), n.Stdout().Tail(6000))
 		}
