@@ -118,6 +118,7 @@ func (n *Node) start(ctx context.Context) error {
 		{"loops", n.startLoops},
 		{"dns", n.startDNS},
 		{"listeners", n.startListeners},
+		{"trust", n.followTrust},
 		{"admin", n.startAdmin},
 		{"mesh", n.follow},
 	} {
