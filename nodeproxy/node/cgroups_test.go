@@ -30,9 +30,11 @@ func TestCgroupsOf(t *testing.T) {
 			}
 		}
 	})
+	// Other tests make cgroups beside these, and units are found wherever they lie.
+	web := fmt.Sprintf("web%d", os.Getpid())
 	for _, dir := range []string{
-		"", "web.service", "web.service/deep", "web@1.service", "web@2.service", "plain", "plain/x", "plainer",
-		"other.service", "other.service/web.service",
+		"", web + ".service", web + ".service/deep", web + "@1.service", web + "@2.service", "plain", "plain/x", "plainer",
+		"other.service", "other.service/" + web + ".service",
 	} {
 		made = append(made, filepath.Join(top, dir))
 		if err := os.Mkdir(filepath.Join(top, dir), 0o755); err != nil {
@@ -41,8 +43,8 @@ func TestCgroupsOf(t *testing.T) {
 	}
 	at := strings.TrimPrefix(top, mount)
 	workloads := []*mesh.Workload{
-		{Name: name("unit"), Selectors: []mesh.Selector{{Kind: mesh.SelectUnit, Value: "web.service"}}},
-		{Name: name("template"), Selectors: []mesh.Selector{{Kind: mesh.SelectUnit, Value: "web@*.service"}}},
+		{Name: name("unit"), Selectors: []mesh.Selector{{Kind: mesh.SelectUnit, Value: web + ".service"}}},
+		{Name: name("template"), Selectors: []mesh.Selector{{Kind: mesh.SelectUnit, Value: web + "@*.service"}}},
 		{Name: name("path"), Selectors: []mesh.Selector{{Kind: mesh.SelectCgroup, Value: at + "/plain/"}}},
 		{Name: name("prefix"), Selectors: []mesh.Selector{{Kind: mesh.SelectCgroupPrefix, Value: at + "/plain"}}},
 		{Name: name("user"), Selectors: []mesh.Selector{{Kind: mesh.SelectUser, Value: "1"}}},
@@ -51,8 +53,8 @@ func TestCgroupsOf(t *testing.T) {
 	got := hierarchy{mount: mount, root: mount}.cgroupsOf(workloads)
 	want := map[mesh.Name][]string{
 		// What is below another service was delegated to that one.
-		name("unit"):     {at + "/web.service"},
-		name("template"): {at + "/web@1.service", at + "/web@2.service"},
+		name("unit"):     {at + "/" + web + ".service"},
+		name("template"): {at + "/" + web + "@1.service", at + "/" + web + "@2.service"},
 		name("path"):     {at + "/plain"},
 		name("prefix"):   {at + "/plain", at + "/plainer"},
 	}
