@@ -93,10 +93,17 @@ func (b *Batch) tail(want int) (rec, off int) {
 	return rec, off
 }
 
-// fits reports whether slots would give anything.
+// fits reports whether there is room for want, or for a fair part of it. A bulk
+// stream that takes a crumb behind another one that has nearly filled the batch
+// would count as served and queue behind it again, turn after turn.
 func (b *Batch) fits(want int) bool {
-	rec, _ := b.tail(want)
-	return rec < b.records
+	rec, off := b.tail(want)
+	if rec >= b.records {
+		return false
+	}
+	const payload = RecordSize - frameHeaderLen
+	room := payload - off + (b.records-rec-1)*payload
+	return room >= min(want, max(b.records/4, 1)*payload)
 }
 
 // commit writes the frame headers for n bytes that were placed in the slots of the

@@ -42,6 +42,7 @@ func (c *Config) setDefaults() {
 	c.ConnWindow = clamp(c.ConnWindow, DefaultConnWindow, c.StreamWindow, maxWindow)
 	c.MaxFrameSize = clamp(c.MaxFrameSize, DefaultMaxFrameSize, minMaxFrame, maxMaxFrame)
 	c.MaxStreams = clamp(c.MaxStreams, DefaultMaxStreams, 1, 1<<20)
+	c.MaxHeaderList = min(c.MaxHeaderList, 1<<24)
 	if c.Slots <= 0 {
 		c.Slots = DefaultSlots
 	}

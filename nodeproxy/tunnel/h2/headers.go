@@ -2,9 +2,7 @@
 
 package h2
 
-import (
-	"golang.org/x/net/http2/hpack"
-)
+import "golang.org/x/net/http2/hpack"
 
 // headerBlock is a header block under way: HEADERS and its CONTINUATIONs. Its
 // pieces go straight to the HPACK decoder, so what is kept is bounded by the
@@ -91,7 +89,7 @@ func (c *Conn) beginContinuation(f frame) error {
 func (c *Conn) fragment(p []byte) error {
 	b := c.block
 	b.encoded += uint32(len(p))
-	if b.encoded > b.limit+blockSlack {
+	if b.encoded > b.limit*blockFactor {
 		return connError(EnhanceYourCalm, "header block of excessive length")
 	}
 	if len(p) == 0 {
@@ -108,7 +106,7 @@ func (c *Conn) hpack() *hpack.Decoder {
 	if c.decoder == nil {
 		// Until the peer has seen our SETTINGS it may use the default table.
 		c.decoder = hpack.NewDecoder(defaultHeaderTable, c.field)
-		c.decoder.SetMaxStringLength(int(c.cfg.headerList(c.client)))
+		c.decoder.SetMaxStringLength(int(c.cfg.headerList(c.client)) * blockFactor)
 	}
 	return c.decoder
 }

@@ -48,7 +48,7 @@ const (
 	updateCredit   = 2    // window updates (stream, connection) that each DATA frame and stream of ours explains
 	maxCredit      = 4096 // of which so many may be saved up
 	initialStreams = 100  // streams a client opens before the server's SETTINGS, RFC 9113 section 6.5.2
-	blockSlack     = 1024 // octets of an encoded header block beyond the list's limit
+	blockFactor    = 2    // an encoded header block, and a string in it, may be so many times the list's limit: so far a 431 will do
 )
 
 func (l *Limits) setDefaults() {
