@@ -34,6 +34,8 @@ type owner struct {
 	records []int
 	onData  func(s *Stream, p []byte)
 	onWrite func(s *Stream)
+
+	onRequest func(s *Stream, r *Request) Sink
 }
 
 func newOwner() *owner {
@@ -83,6 +85,9 @@ func (o *owner) OnGoAway(last uint32, code ErrCode, debug []byte) {
 }
 
 func (o *owner) OnRequest(s *Stream, r *Request) Sink {
+	if o.onRequest != nil {
+		return o.onRequest(s, r)
+	}
 	o.streams[s.ID()] = s
 	o.note("request %d %s%s", s.ID(), r.Authority, fieldsText(r.Fields))
 	switch {
