@@ -85,9 +85,7 @@ func (d *driver) post(f func()) {
 
 // tunnel is the far end of a stream for a test: what it sends, and what came.
 type tunnel struct {
-	owner  *owner
 	left   []byte
-	sum    []byte
 	h      io.Writer
 	n      int
 	end    chan struct{}

@@ -94,10 +94,3 @@ func (b *bucket) take(r Rate, now func() int64) bool {
 	}
 	return b.used <= r.Burst
 }
-
-// give puts a token back.
-func (b *bucket) give() {
-	if b.used > 0 {
-		b.used--
-	}
-}
