@@ -44,7 +44,8 @@ func (n *Node) startAdmin(context.Context) (err error) {
 	address := func(a interface {
 		IsValid() bool
 		String() string
-	}) string {
+	},
+	) string {
 		if !a.IsValid() {
 			return ""
 		}

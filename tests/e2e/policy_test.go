@@ -54,8 +54,10 @@ func TestAuthorization(t *testing.T) {
 		from, to string
 		want     bool
 	}{
-		{"good", "near", true}, {"good", "far", true},
-		{"bad", "near", false}, {"bad", "far", false},
+		{"good", "near", true},
+		{"good", "far", true},
+		{"bad", "near", false},
+		{"bad", "far", false},
 	} {
 		t.Run(tc.from+" to "+tc.to, func(t *testing.T) {
 			d := l.in(t).dial(a, tc.from, "-address", tc.to+":80", "-send", "hello")

@@ -41,15 +41,18 @@ func TestRules(t *testing.T) {
 		{"default deny", "deny", "", nil, nil},
 		{
 			"exact identity", "deny", `{name: p, action: allow, from: [{identity: "spiffe://mesh.internal/ns/default/sa/good"}]}`,
-			[]string{"good"}, []string{"good"},
+			[]string{"good"},
+			[]string{"good"},
 		},
 		{
 			"prefix of identities", "deny", `{name: p, action: allow, from: [{identityPrefix: "spiffe://mesh.internal/ns/default/"}]}`,
-			[]string{"good", "bad"}, []string{"good", "bad"},
+			[]string{"good", "bad"},
+			[]string{"good", "bad"},
 		},
 		{
 			"namespace", "deny", `{name: p, action: allow, from: [{namespace: team}]}`,
-			[]string{"other"}, []string{"other"},
+			[]string{"other"},
+			[]string{"other"},
 		},
 		{
 			"network, also in plaintext", "deny", `{name: p, action: allow, from: [{cidr: 10.77.0.0/24}]}`,
@@ -58,25 +61,30 @@ func TestRules(t *testing.T) {
 		{"another network", "deny", `{name: p, action: allow, from: [{cidr: 10.78.0.0/24}]}`, nil, nil},
 		{
 			"any identity", "deny", `{name: p, action: allow, from: [{anyIdentity: true}]}`,
-			[]string{"good", "bad", "other"}, []string{"good", "bad", "other"},
+			[]string{"good", "bad", "other"},
+			[]string{"good", "bad", "other"},
 		},
 		{
 			"service", "deny", `{name: p, action: allow, from: [{anyIdentity: true}], to: [{service: one}]}`,
-			[]string{"good", "bad", "other"}, nil,
+			[]string{"good", "bad", "other"},
+			nil,
 		},
 		{
 			"port", "deny", `{name: p, action: allow, from: [{namespace: default}], to: [{ports: [8081]}]}`,
-			nil, []string{"good", "bad"},
+			nil,
+			[]string{"good", "bad"},
 		},
 		{
 			// A deny rule is not escaped by showing no identity.
 			"deny first", "allow",
 			`{name: p, action: allow, from: [{anyIdentity: true}]}, {name: q, action: deny, from: [{identity: "spiffe://mesh.internal/ns/default/sa/bad"}]}`,
-			[]string{"good", "other"}, []string{"good", "other"},
+			[]string{"good", "other"},
+			[]string{"good", "other"},
 		},
 		{
 			"deny to one service", "allow", `{name: q, action: deny, from: [{namespace: default}], to: [{service: two}]}`,
-			sources, []string{"other"},
+			sources,
+			[]string{"other"},
 		},
 		{
 			"audit only", "allow", `{name: watched, action: deny, audit: true, from: [{namespace: default}]}`,
