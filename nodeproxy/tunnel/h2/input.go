@@ -24,9 +24,9 @@ const (
 	inSkip
 )
 
-// Feed takes plaintext from the peer, split anywhere. An error is a *ConnError: the
-// GOAWAY is queued and all streams are reset; the owner writes once more, calls
-// Close, and closes the socket.
+// Feed takes plaintext from the peer, split anywhere. An error is ErrClosed after
+// Close, otherwise a *ConnError: the GOAWAY is queued and all streams are reset; the
+// owner writes once more, calls Close, and closes the socket.
 func (c *Conn) Feed(p []byte) error {
 	in := &c.in
 	for len(p) > 0 && c.err == nil {

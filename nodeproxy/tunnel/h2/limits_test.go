@@ -90,14 +90,14 @@ func TestFloods(t *testing.T) {
 // TestRatesRefill: what is too much at once is fine in the long run.
 func TestRatesRefill(t *testing.T) {
 	o := startedServer(t)
-	n, code := flood(t, o, 100_000, func(int) []byte {
+	n, code := flood(t, o, 20_000, func(int) []byte {
 		o.clock += int64(time.Second) / int64(DefaultControl.PerSecond)
 		return raw(framePing, 0, 0, make([]byte, 8)...)
 	})
 	if code != NoError {
 		t.Errorf("took %d PINGs, then %v", n, code)
 	}
-	if n, code = flood(t, o, 100_000, func(int) []byte {
+	if n, code = flood(t, o, 20_000, func(int) []byte {
 		o.clock += int64(time.Second) / int64(2*DefaultControl.PerSecond)
 		return raw(framePing, 0, 0, make([]byte, 8)...)
 	}); code != EnhanceYourCalm {
@@ -119,7 +119,7 @@ func TestOrdinaryUseIsNoFlood(t *testing.T) {
 	if err := o.conn.Feed(open1); err != nil {
 		t.Fatal(err)
 	}
-	n, code := flood(t, o, 50_000, func(int) []byte {
+	n, code := flood(t, o, 20_000, func(int) []byte {
 		if o.streams[1].Write([]byte("x")) != 1 {
 			t.Fatal("window is gone")
 		}
