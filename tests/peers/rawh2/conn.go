@@ -57,14 +57,16 @@ func (f *Frame) String() string {
 // goroutine.
 type Conn struct {
 	net.Conn
-	write  sync.Mutex
+	write  sync.Mutex // around framer
 	framer *http2.Framer
+	encode sync.Mutex // around block and enc
 	block  bytes.Buffer
 	enc    *hpack.Encoder
 
 	mu      sync.Mutex
-	frames  []*Frame // received and not taken
-	err     error    // why no more come
+	frames  []*Frame        // received and not taken
+	over    map[uint32]bool // streams whose end Payload has met
+	err     error           // why no more come
 	changed chan struct{}
 }
 
@@ -88,7 +90,7 @@ func Server(c net.Conn, settings ...http2.Setting) (*Conn, error) {
 var errPreface = errors.New("want the preface of HTTP/2")
 
 func start(nc net.Conn, settings []http2.Setting) (*Conn, error) {
-	c := &Conn{Conn: nc, framer: http2.NewFramer(nc, nc), changed: make(chan struct{})}
+	c := &Conn{Conn: nc, framer: http2.NewFramer(nc, nc), changed: make(chan struct{}), over: make(map[uint32]bool)}
 	c.framer.SetMaxReadFrameSize(1 << 20)
 	c.framer.AllowIllegalWrites = true
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -113,8 +115,8 @@ func (c *Conn) Send(write func(*http2.Framer) error) error {
 
 // Block encodes a header list: name, value, name, value.
 func (c *Conn) Block(fields ...string) []byte {
-	c.write.Lock()
-	defer c.write.Unlock()
+	c.encode.Lock()
+	defer c.encode.Unlock()
 	c.block.Reset()
 	for i := 0; i+1 < len(fields); i += 2 {
 		_ = c.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}) // to a buffer
@@ -228,6 +230,13 @@ func (c *Conn) Await(ctx context.Context, match func(*Frame) bool) (*Frame, erro
 	}
 }
 
+// Received are the frames that nobody has taken yet.
+func (c *Conn) Received() []*Frame {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.frames)
+}
+
 // Ended waits until the peer has ended the connection.
 func (c *Conn) Ended(ctx context.Context) error {
 	_, err := c.Await(ctx, func(*Frame) bool { return false })
@@ -244,14 +253,25 @@ func Of(kind http2.FrameType, stream uint32) func(*Frame) bool {
 
 // Payload takes n bytes of a stream's data, or less if its end comes before.
 func (c *Conn) Payload(ctx context.Context, id uint32, n int) (data []byte, end bool, err error) {
-	for len(data) < n && !end {
+	for len(data) < n && !c.isOver(id) {
 		f, err := c.Await(ctx, Of(http2.FrameData, id))
 		if err != nil {
 			return data, false, err
 		}
-		data, end = append(data, f.Data...), f.StreamEnded()
+		data = append(data, f.Data...)
+		if f.StreamEnded() {
+			c.mu.Lock()
+			c.over[id] = true
+			c.mu.Unlock()
+		}
 	}
-	return data, end, nil
+	return data, c.isOver(id), nil
+}
+
+func (c *Conn) isOver(id uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.over[id]
 }
 
 // StreamEnded reports whether the frame ends its stream.
