@@ -13,9 +13,9 @@ failed=()
 step() {
 	local name=$1 begin=$SECONDS
 	shift
-	echo "== $name: $*"
+	echo "== $name"
 	if "$@" >"$log/$name" 2>&1; then
-		grep -E '^(ok|---|PASS)|^[0-9]+ ' "$log/$name" | grep -v 'no test files' || true
+		grep -E '^ok|fuzz targets ran|expectations hold|clang' "$log/$name" | grep -v 'no test files' || true
 		echo "== $name passed in $((SECONDS - begin)) s"
 	else
 		cat "$log/$name"
