@@ -25,11 +25,10 @@ func (e envoy) name() string {
 
 func (e envoy) version(ctx context.Context, s *site) string {
 	out, _ := exec.CommandContext(ctx, s.envoy, "--version").Output()
-	for part := range strings.FieldsSeq(string(out)) {
-		// "envoy version: <commit>/1.40.0/Clean/RELEASE/BoringSSL"
-		if _, v, ok := strings.Cut(part, "/"); ok {
-			return "Envoy " + v
-		}
+	// "<path>  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL"
+	_, text, _ := strings.Cut(string(out), "version: ")
+	if parts := strings.Split(strings.TrimSpace(text), "/"); len(parts) > 1 {
+		return "Envoy " + strings.Join(parts[1:], "/")
 	}
 	return ""
 }
