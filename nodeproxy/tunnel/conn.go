@@ -66,6 +66,7 @@ type conn struct {
 	h2      *h2.Conn
 	peer    Peer
 	err     error // why it ended, nil while it stands or when it ended well
+	lost    error // why nothing can be sent; it ends when its input does
 
 	phase    phase
 	fresh    bool // the first read is still to come
@@ -118,7 +119,7 @@ func (c *Carrier) adopt(s *secured, r role, client bool) (*conn, error) {
 
 // Ready implements loop.Handler.
 func (c *conn) Ready(ev loop.Events) {
-	if ev.Has(loop.Writable) && c.blocked {
+	if ev.Has(loop.Writable) && c.blocked && c.lost == nil {
 		c.blocked = false
 		c.push()
 	}
@@ -165,6 +166,9 @@ func (c *conn) read() {
 	cipher, plain := scratch[:len(scratch)/2], scratch[len(scratch)/2:]
 	n, e := loop.Read(c.reg.FD(), cipher)
 	switch {
+	case c.lost != nil && n <= 0:
+		c.fail(c.lost)
+		return
 	case e == unix.EAGAIN:
 		c.readable, c.unsure = false, false
 		if !c.fresh {
@@ -247,7 +251,7 @@ func (c *conn) push() {
 			c.blocked = true
 			return
 		case e != 0:
-			c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("write tunnel: %w", e)))
+			c.cannotSend(fmt.Errorf("write tunnel: %w", e))
 			return
 		}
 		if c.h2.Pending() == 0 {
@@ -264,6 +268,18 @@ func (c *conn) push() {
 	if c.phase == finishing && !c.blocked {
 		c.linger()
 	}
+}
+
+// cannotSend: the peer takes no more, because it has gone. What it sent before
+// is still to be read and tells more: an alert about this end's leaf (in TLS
+// 1.3 the client has finished its handshake by then), or a GOAWAY that lets
+// streams be opened elsewhere. Not now: this may be called while input is
+// decrypted.
+func (c *conn) cannotSend(err error) {
+	c.blocked = true
+	c.lost = reason.Wrap(reason.TunnelReset, err)
+	c.readable, c.unsure = true, true
+	c.resume()
 }
 
 // hungUp: the peer sent close_notify or FIN. HTTP/2 knows no half-open
