@@ -198,7 +198,7 @@ func open(verb, address string) (fd int, err error) {
 	switch verb {
 	case verbDial:
 		tv := unix.Timeval{Sec: dialSeconds}
-		err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv), unix.Connect(fd, sa))
+		err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv), connect(fd, sa))
 	case verbListen:
 		if err = unix.Bind(fd, sa); err == nil {
 			err = unix.Listen(fd, unix.SOMAXCONN)
@@ -211,6 +211,20 @@ func open(verb, address string) (fd int, err error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// connect goes on waiting after a signal, of which the Go runtime has some.
+func connect(fd int, sa unix.Sockaddr) error {
+	for {
+		err := unix.Connect(fd, sa)
+		switch err {
+		case unix.EINTR:
+		case unix.EISCONN: // meanwhile
+			return nil
+		default:
+			return err
+		}
+	}
 }
 
 func sockaddr(a netip.AddrPort) (int, unix.Sockaddr) {
