@@ -9,6 +9,7 @@ command -v llvm-strip >/dev/null || need+=(llvm)
 test -e /usr/include/bpf/bpf_helpers.h || need+=(libbpf-dev)
 command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
 command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
+command -v openssl >/dev/null || need+=(openssl) # a client of its own kind
 command -v python3 >/dev/null || need+=(python3) # glibc's resolver, as a workload uses it
 if [ ${#need[@]} -gt 0 ]; then
 	[ "$(id -u)" = 0 ] || { echo "tests need ${need[*]}; run as root or install them" >&2; exit 1; }

@@ -46,7 +46,6 @@ func TestFloods(t *testing.T) {
 			if tc.opened {
 				app = f.open(t, c, 1)
 			}
-			must(t, c.Settle(l.ctx()))
 			flood(c, func(fr *http2.Framer, i int) error { return tc.send(c, fr, i) })
 			ended(t, l, c, http2.ErrCodeEnhanceYourCalm)
 			if app != nil {

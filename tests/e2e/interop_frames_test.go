@@ -36,9 +36,9 @@ func (f *frames) connect(t *testing.T, settings ...http2.Setting) *rawh2.Conn {
 	t.Helper()
 	c := f.in(t).tls(f.net.Host("b"), f.credentials("peer").Client("", meshnode.Identity("web")))
 	h, err := rawh2.Client(c, settings...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	// What is acknowledged without being asked to comes between no frames now.
+	must(t, h.Settle(f.ctx()))
 	return h
 }
 

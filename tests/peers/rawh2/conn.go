@@ -251,7 +251,8 @@ func Of(kind http2.FrameType, stream uint32) func(*Frame) bool {
 	return func(f *Frame) bool { return f.Type == kind && f.StreamID == stream }
 }
 
-// Payload takes n bytes of a stream's data, or less if its end comes before.
+// Payload takes n bytes of a stream's data or more, as whole frames, or less if
+// its end comes before.
 func (c *Conn) Payload(ctx context.Context, id uint32, n int) (data []byte, end bool, err error) {
 	for len(data) < n && !c.isOver(id) {
 		f, err := c.Await(ctx, Of(http2.FrameData, id))
