@@ -182,9 +182,13 @@ func (c *conn) read() {
 	case n < len(cipher) && !c.unsure:
 		c.readable = false // the next arrival raises an edge
 	}
-	if c.phase == lingering {
-		if c.mem.eof {
+	if c.phase >= finishing {
+		// Nobody takes it any more, and after a violation it is cut in the
+		// middle of a record: decrypting it would only raise an alert.
+		if c.mem.eof && c.phase == lingering {
 			c.close(nil)
+		} else if c.readable {
+			c.resume()
 		}
 		return
 	}
