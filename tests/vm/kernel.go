@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// DefaultKernel is that of the root file system's own release.
+const DefaultKernel = "6.1"
+
+// mirror is where packages come from.
+func mirror() string {
+	if m := os.Getenv("MESHPROXY_VM_MIRROR"); m != "" {
+		return strings.TrimSuffix(m, "/")
+	}
+	return "http://deb.debian.org"
+}
+
+// kernels are the archives that have a kernel, as lines of sources.list without
+// the mirror. Those for clouds are smaller, and differ in drivers only.
+var kernels = map[string][]string{
+	"5.10": {"debian bullseye", "debian-security bullseye-security"},
+	"6.1":  {"debian bookworm", "debian-security bookworm-security"},
+	"6.12": {"debian trixie"},
+	"7.2":  {"debian trixie-backports"},
+}
+
+// kernelPackage is the metapackage whose dependency is the newest kernel.
+const kernelPackage = "linux-image-cloud-amd64"
+
+// kernelDir returns the directory with vmlinuz, initrd and modules.ext4.
+func kernelDir(ctx context.Context, version string) (string, error) {
+	sources, ok := kernels[version]
+	if !ok {
+		return "", fmt.Errorf("find kernel %q: there are 5.10, 6.1, 6.12 and 7.2", version)
+	}
+	return cached("kernel-"+version, func(dir string) error {
+		packages := filepath.Join(dir, "packages")
+		if err := downloadKernel(ctx, filepath.Join(dir, "apt"), sources, packages); err != nil {
+			return err
+		}
+		root := filepath.Join(dir, "root")
+		debs, err := filepath.Glob(filepath.Join(packages, "*.deb"))
+		if err != nil {
+			return fmt.Errorf("list packages: %w", err)
+		}
+		for _, deb := range debs {
+			if err := command(ctx, "dpkg-deb", "-x", deb, root); err != nil {
+				return err
+			}
+		}
+		if err := splitKernel(ctx, root, dir); err != nil {
+			return err
+		}
+		for _, rest := range []string{packages, root, filepath.Join(dir, "apt")} {
+			if err := os.RemoveAll(rest); err != nil {
+				return fmt.Errorf("tidy up: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// downloadKernel fetches the packages of a kernel by an apt of its own, which
+// knows these archives only and checks their signatures.
+func downloadKernel(ctx context.Context, apt string, sources []string, into string) error {
+	for _, d := range []string{into, apt + "/state/lists/partial", apt + "/cache/archives/partial", apt + "/etc/preferences.d"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	var list strings.Builder
+	for _, s := range sources {
+		archive, suite, _ := strings.Cut(s, " ")
+		fmt.Fprintf(&list, "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s/%s %s main\n", mirror(), archive, suite)
+	}
+	if err := os.WriteFile(apt+"/etc/sources.list", []byte(list.String()), 0o644); err != nil {
+		return fmt.Errorf("write sources: %w", err)
+	}
+	options := []string{
+		"-q", "-o", "Dir::State=" + apt + "/state", "-o", "Dir::Cache=" + apt + "/cache", "-o", "Dir::Etc=" + apt + "/etc",
+		"-o", "Dir::Etc::sourcelist=" + apt + "/etc/sources.list", "-o", "Dir::Etc::sourceparts=/dev/null",
+		"-o", "Dir::State::status=/dev/null", "-o", "APT::Architecture=amd64", "-o", "APT::Sandbox::User=root",
+	}
+	if err := command(ctx, "apt-get", append(options, "update")...); err != nil {
+		return err
+	}
+	depends, err := output(ctx, "apt-cache", append(options, "depends", "--recurse", "--no-recommends", "--no-suggests",
+		"--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances", kernelPackage)...)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for line := range strings.Lines(depends) {
+		name := strings.TrimRight(line, "\n")
+		// Newer kernels are split into image, binary and modules.
+		for _, prefix := range []string{"linux-image-", "linux-binary-", "linux-modules-"} {
+			if strings.HasPrefix(name, prefix) && name != kernelPackage {
+				names = append(names, name)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("find kernel: %s depends on none in %v", kernelPackage, sources)
+	}
+	_, err = output(ctx, "sh", append([]string{"-c", `cd "$0" && exec apt-get "$@"`, into}, append(append(options, "download"), names...)...)...)
+	return err
+}
+
+// splitKernel takes from an unpacked kernel what booting needs.
+func splitKernel(ctx context.Context, root, dir string) error {
+	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+	if err != nil || len(images) != 1 {
+		return fmt.Errorf("find kernel: the packages have %d", len(images))
+	}
+	release := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
+	if err := os.Rename(images[0], filepath.Join(dir, "vmlinuz")); err != nil {
+		return fmt.Errorf("keep kernel: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "release"), []byte(release+"\n"), 0o644); err != nil {
+		return fmt.Errorf("keep release: %w", err)
+	}
+	// usr/lib is where merged-usr packages have them.
+	if _, err := os.Stat(filepath.Join(root, "lib/modules")); err != nil {
+		if err := os.MkdirAll(filepath.Join(root, "lib"), 0o755); err != nil {
+			return fmt.Errorf("keep modules: %w", err)
+		}
+		if err := os.Rename(filepath.Join(root, "usr/lib/modules"), filepath.Join(root, "lib/modules")); err != nil {
+			return fmt.Errorf("keep modules: %w", err)
+		}
+	}
+	modules := filepath.Join(root, "lib/modules", release)
+	if err := command(ctx, "depmod", "-b", root, release); err != nil {
+		return err
+	}
+	if err := makeInitrd(ctx, root, release, filepath.Join(dir, "initrd")); err != nil {
+		return err
+	}
+	return makeFS(ctx, filepath.Join(dir, "modules.ext4"), "256M", modules)
+}
+
+// makeFS makes a file system with the contents of a directory. The size costs
+// nothing until it is used.
+func makeFS(ctx context.Context, path, size, from string) error {
+	return command(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", from, path, size)
+}
