@@ -71,7 +71,7 @@ func (b *build) indexEndpoints(at slot, was, is *Service) {
 // eachPort calls f for the ports of the service that the endpoint serves.
 func (b *build) eachPort(s *Service, e *Endpoint, f func(k addrKey, index uint16)) {
 	for i := range min(len(e.Ports), len(s.Ports)) {
-		if e.Ports[i] != 0 {
+		if e.addressed(i) {
 			f(keyOf(e.Address, e.Ports[i]), uint16(i))
 		}
 	}

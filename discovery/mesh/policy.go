@@ -23,6 +23,10 @@ type Policy struct {
 	Name
 	Source string `json:"source,omitempty"`
 	Action Action `json:"action,omitempty"`
+	// Precedence, if not 0, makes the policy one of an ordered list: of those
+	// in it that match a connection, the one with the highest number speaks
+	// for all of them, whatever its action. Consul's intentions are such.
+	Precedence int `json:"precedence,omitempty"`
 	// From matches the source; any entry suffices, none means every source.
 	From []PolicySource `json:"from,omitempty"`
 	// To matches the destination; any entry suffices, none means every
@@ -41,6 +45,10 @@ type PolicySource struct {
 	// IdentityPrefix matches identities by string prefix; a prefix that does
 	// not end in "/" ends at a path segment.
 	IdentityPrefix string `json:"identityPrefix,omitempty"`
+	// Service matches identities of Consul's form,
+	// "/ns/<namespace>/dc/<datacenter>/svc/<name>", in any datacenter; the
+	// name "*" matches every service of the namespace.
+	Service Name `json:"service,omitzero"`
 	// Namespace matches the "/ns/<namespace>/" part of the identity.
 	Namespace string `json:"namespace,omitempty"`
 	// TrustDomain matches every identity of the trust domain.

@@ -93,6 +93,9 @@ type Service struct {
 	// ConnectTimeout bounds the connection to an endpoint; zero means the
 	// node's default.
 	ConnectTimeout time.Duration `json:"connectTimeoutNanos,omitempty"`
+	// Routing says which request goes where, for services whose backend has
+	// rules for requests; nil: to any of Endpoints.
+	Routing *Routing `json:"routing,omitempty"`
 }
 
 // Port is one port of a service.
@@ -100,7 +103,9 @@ type Port struct {
 	// Name tells the ports of a service apart; it may be empty for a service
 	// with one port.
 	Name string `json:"name,omitempty"`
-	// Port is the number that clients dial.
+	// Port is the number that clients dial; 0 stands for every number that
+	// the service's other ports do not have, for backends whose services are
+	// told apart by address alone.
 	Port     uint16   `json:"port,omitempty"`
 	Protocol Protocol `json:"protocol,omitempty"`
 }
@@ -184,9 +189,12 @@ type Endpoint struct {
 	// the service).
 	Identities []spiffeid.ID `json:"identities,omitempty"`
 	// SNI overrides the server name that the tunnel's handshake sends.
-	SNI      string   `json:"sni,omitempty"`
-	Health   Health   `json:"health,omitempty"`
-	Weight   uint32   `json:"weight,omitempty"` // 0 means 1
+	SNI    string `json:"sni,omitempty"`
+	Health Health `json:"health,omitempty"`
+	Weight uint32 `json:"weight,omitempty"` // 0 means 1
+	// Priority is the endpoint's place in the order of failover: one is
+	// chosen while no usable endpoint has a lower number.
+	Priority uint32   `json:"priority,omitempty"`
 	Locality Locality `json:"locality,omitzero"`
 }
 
@@ -195,12 +203,26 @@ func (e *Endpoint) AddrPort(i int) netip.AddrPort {
 	return netip.AddrPortFrom(e.Address, e.Ports[i])
 }
 
+// addressed reports whether the endpoint's own address, for the service's port
+// at index i, is the application's. It is not where all that is known of the
+// endpoint is the address of the proxy in front of it.
+func (e *Endpoint) addressed(i int) bool { return e.Ports[i] != 0 && e.AddrPort(i) != e.Tunnel }
+
+// Dialable reports whether a client that dials the endpoint's own address, for
+// the service's port at index i, means the endpoint: loopback is another
+// machine on each node, and the address of a proxy is no application's.
+func (e *Endpoint) Dialable(i int) bool { return e.addressed(i) && !e.Address.IsLoopback() }
+
 // PortIndex returns the index of the port that clients dial as number, or -1.
 func (s *Service) PortIndex(number uint16) int {
+	any := -1
 	for i, p := range s.Ports {
-		if p.Port == number {
+		switch p.Port {
+		case number:
 			return i
+		case 0:
+			any = i
 		}
 	}
-	return -1
+	return any
 }

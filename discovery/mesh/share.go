@@ -59,7 +59,7 @@ func shareEndpoints(was, is []*Endpoint) (out []*Endpoint, same, shared bool) {
 func (e *Endpoint) Equal(o *Endpoint) bool {
 	return e.Address == o.Address && e.Node == o.Node && e.Workload.Canonical() == o.Workload.Canonical() &&
 		e.Transport == o.Transport && e.Tunnel == o.Tunnel && e.Identity == o.Identity && e.SNI == o.SNI &&
-		e.Health == o.Health && e.Weight == o.Weight && e.Locality == o.Locality &&
+		e.Health == o.Health && e.Weight == o.Weight && e.Priority == o.Priority && e.Locality == o.Locality &&
 		slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Identities, o.Identities)
 }
 
@@ -67,6 +67,7 @@ func (e *Endpoint) Equal(o *Endpoint) bool {
 func sameService(a, b *Service) bool {
 	return a.Canonical() == b.Canonical() && a.Source == b.Source && a.Balance == b.Balance && a.ConnectTimeout == b.ConnectTimeout &&
 		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VirtualIPs, b.VirtualIPs) && slices.Equal(a.Hostnames, b.Hostnames) &&
+		(a.Routing == b.Routing || reflect.DeepEqual(a.Routing, b.Routing)) &&
 		(a.HealthCheck == b.HealthCheck || a.HealthCheck != nil && b.HealthCheck != nil && *a.HealthCheck == *b.HealthCheck)
 }
 

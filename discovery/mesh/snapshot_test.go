@@ -245,3 +245,21 @@ func TestLookupsDoNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations per run", n)
 	}
 }
+
+func TestServiceWithoutPorts(t *testing.T) {
+	s := Build(BuildInput{Services: []*Service{{
+		Name: Name{"", "web"}, Ports: []Port{{Port: 0}, {Name: "admin", Port: 9000}}, VirtualIPs: []netip.Addr{addr("240.0.0.1")},
+		Endpoints: []*Endpoint{
+			{Address: addr("10.0.0.1"), Ports: []uint16{8080, 9000}, Tunnel: ap("10.0.0.1:15008")},
+			{Address: addr("10.0.0.2"), Ports: []uint16{21000, 0}, Tunnel: ap("10.0.0.2:21000")},
+		},
+	}}})
+	for dst, want := range map[string]int{"240.0.0.1:80": 0, "240.0.0.1:8080": 0, "240.0.0.1:9000": 1, "10.0.0.1:8080": 0} {
+		if d, ok := s.Destination(Name{}, ap(dst)); !ok || d.PortIndex != want {
+			t.Errorf("%s is %+v, want port %d", dst, d, want)
+		}
+	}
+	if d, ok := s.Destination(Name{}, ap("10.0.0.2:21000")); ok {
+		t.Errorf("the address of a proxy is %+v", d)
+	}
+}

@@ -3,6 +3,8 @@
 package balance
 
 import (
+	"maps"
+	"slices"
 	"sort"
 	"sync/atomic"
 
@@ -48,11 +50,17 @@ type groups struct{ ports []*group }
 // change; what does is behind the members' pointers.
 type group struct {
 	service *mesh.Service
-	members []member // all of the others, for ejection
-	near    [distances]tier
-	// draining are used when near has nothing available.
+	members []member      // all of the others, for ejection
+	levels  []level       // in the order of failover
+	turn    atomic.Uint64 // of round robin
+}
+
+// level holds the endpoints of one priority.
+type level struct {
+	priority uint32
+	near     [distances]tier
+	// draining are used when near has nothing available, on any level.
 	draining tier
-	turn     atomic.Uint64 // of round robin
 }
 
 // member is an endpoint together with what the node knows of it.
@@ -141,8 +149,7 @@ func (b *Balancer) newGroups(svc *mesh.Service) *groups {
 
 func (b *Balancer) newGroup(svc *mesh.Service, port int) *group {
 	g := &group{service: svc}
-	var near [distances][]member
-	var draining []member
+	byPriority := make(map[uint32]*sorted)
 	for _, e := range svc.Endpoints {
 		if port >= len(e.Ports) || e.Ports[port] == 0 || e.Health == mesh.HealthUnhealthy {
 			continue
@@ -152,16 +159,34 @@ func (b *Balancer) newGroup(svc *mesh.Service, port int) *group {
 			weight: uint64(max(1, e.Weight)),
 		}
 		g.members = append(g.members, m)
+		at := byPriority[e.Priority]
+		if at == nil {
+			at = &sorted{}
+			byPriority[e.Priority] = at
+		}
 		if e.Health == mesh.HealthDraining {
-			draining = append(draining, m)
+			at.draining = append(at.draining, m)
 			continue
 		}
 		d := distance(b.opts.Node, e)
-		near[d] = append(near[d], m)
+		at.near[d] = append(at.near[d], m)
 	}
-	for d := range near {
-		g.near[d] = newTier(near[d])
+	for _, p := range slices.Sorted(maps.Keys(byPriority)) {
+		g.levels = append(g.levels, byPriority[p].level(p))
 	}
-	g.draining = newTier(draining)
 	return g
+}
+
+// sorted are the members of a level to be.
+type sorted struct {
+	near     [distances][]member
+	draining []member
+}
+
+func (s *sorted) level(priority uint32) level {
+	l := level{priority: priority, draining: newTier(s.draining)}
+	for d := range s.near {
+		l.near[d] = newTier(s.near[d])
+	}
+	return l
 }

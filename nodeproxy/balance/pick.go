@@ -79,12 +79,20 @@ type picking struct {
 }
 
 func (p *picking) choose() *member {
-	for d := range p.g.near {
-		if m := p.from(&p.g.near[d]); m != nil {
+	for i := range p.g.levels {
+		l := &p.g.levels[i]
+		for d := range l.near {
+			if m := p.from(&l.near[d]); m != nil {
+				return m
+			}
+		}
+	}
+	for i := range p.g.levels {
+		if m := p.from(&p.g.levels[i].draining); m != nil {
 			return m
 		}
 	}
-	return p.from(&p.g.draining)
+	return nil
 }
 
 func (p *picking) usable(m *member) bool {

@@ -91,6 +91,9 @@ func renderExplanation(p *page, e *api.PolicyExplanation) {
 		steps := make([][]cell, 0, len(e.Steps))
 		for _, s := range e.Steps {
 			action := s.Action
+			if s.Precedence != 0 {
+				action += fmt.Sprintf(" (precedence %d)", s.Precedence)
+			}
 			if s.Audit {
 				action += " (audit)"
 			}

@@ -53,7 +53,7 @@ func declaredPorts(s *mesh.Snapshot) map[mesh.Name][]uint16 {
 			}
 			name := e.Workload.Canonical()
 			for _, p := range e.Ports {
-				if !slices.Contains(ports[name], p) {
+				if p != 0 && !slices.Contains(ports[name], p) {
 					ports[name] = append(ports[name], p)
 				}
 			}
@@ -77,17 +77,13 @@ func appendVirtualIPs(list []sockmap.Destination, svc *mesh.Service) []sockmap.D
 }
 
 // appendEndpoints adds the endpoints' own addresses: a client that found them
-// by other means is in the mesh as well. Loopback is left out, since another
-// node's 127.0.0.1 is not this one's. An address that two services share
+// by other means is in the mesh as well. An address that two services share
 // belongs to the first, as in mesh.Snapshot.Destination.
 func appendEndpoints(list []sockmap.Destination, svc *mesh.Service, seen map[netip.AddrPort]bool) []sockmap.Destination {
 	for _, e := range svc.Endpoints {
-		if e.Address.IsLoopback() {
-			continue
-		}
 		for i := range e.Ports {
 			at := e.AddrPort(i)
-			if seen[at] {
+			if !e.Dialable(i) || seen[at] {
 				continue
 			}
 			seen[at] = true
@@ -113,10 +109,10 @@ func directTo(svc *mesh.Service, port uint16) netip.AddrPort {
 	}
 	var best *mesh.Endpoint
 	for _, e := range svc.Endpoints {
-		if e.Health == mesh.HealthUnhealthy || e.Health == mesh.HealthDraining {
+		if e.Health == mesh.HealthUnhealthy || e.Health == mesh.HealthDraining || e.AddrPort(i) == e.Tunnel {
 			continue
 		}
-		if best == nil || e.Transport == mesh.TransportNone && best.Transport != mesh.TransportNone {
+		if best == nil || e.Priority < best.Priority || e.Transport == mesh.TransportNone && best.Transport != mesh.TransportNone {
 			best = e
 		}
 	}

@@ -40,7 +40,7 @@ func explainPolicy(s *mesh.Snapshot, engine *policy.Engine, q api.PolicyQuery) (
 	answer.Port = request.Port
 	for _, step := range e.Steps {
 		answer.Steps = append(answer.Steps, api.PolicyStep{
-			Policy: step.Policy, Action: string(step.Action), Audit: step.Audit,
+			Policy: step.Policy, Action: string(step.Action), Audit: step.Audit, Precedence: step.Precedence,
 			Outcome: string(step.Outcome), Why: step.Why,
 		})
 	}

@@ -15,13 +15,24 @@
 // its sources (none means every source) matches. Then, in this order:
 //
 //  1. If a deny policy matches, the connection is denied.
-//  2. If an allow policy matches, the connection is allowed.
-//  3. If an allow policy selects the destination, the connection is denied:
-//     who writes down one permitted client means that the others are not. As
-//     with ztunnel, ports do not limit the selection: allowing port 8080 of a
-//     workload closes its other ports.
-//  4. The configured default decides. A default that is neither allow nor
+//  2. Of the policies with a precedence that match, the one with the highest
+//     speaks for all of them; of equals, one that denies. If it denies, the
+//     connection is denied.
+//  3. If an allow policy without a precedence matches, the connection is
+//     allowed.
+//  4. If an allow policy without a precedence selects the destination, the
+//     connection is denied: who writes down one permitted client means that
+//     the others are not. As with ztunnel, ports do not limit the selection:
+//     allowing port 8080 of a workload closes its other ports.
+//  5. If step 2 found a policy, which then allows, the connection is allowed.
+//  6. The configured default decides. A default that is neither allow nor
 //     deny is deny.
+//
+// Precedence is how Consul's intentions work, where an exact rule overrides a
+// wildcard whatever either says. A source that delivers such a list ends it
+// with its own default. Two lists, or a list and other policies, meet at a
+// destination only where an operator wrote both; then each can close what the
+// other leaves open.
 //
 // So "allow by default" means: destinations that no allow policy selects are
 // open. The namespace of a policy is part of its name and limits nothing. An

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -32,6 +33,8 @@ const (
 	ReasonDenied         Reason = "denied_by_policy"
 	ReasonAllowed        Reason = "allowed_by_policy"
 	ReasonNotAllowed     Reason = "no_allow_policy_matches"
+	ReasonOrderedDenied  Reason = "denied_by_precedence"
+	ReasonOrderedAllowed Reason = "allowed_by_precedence"
 	ReasonDefaultAllowed Reason = "allowed_by_default"
 	ReasonDefaultDenied  Reason = "denied_by_default"
 	// ReasonAuditOnly allows what would have been denied, because nothing is
@@ -62,6 +65,7 @@ type Engine struct {
 	defaults mesh.PolicyDefaults
 	policies []*mesh.Policy
 	names    []string // of policies, by index
+	ordered  []int32  // the indexes of those with a precedence, by rank
 	enforced ruleset
 	audit    ruleset
 	audited  bool // audit holds rules
@@ -75,15 +79,53 @@ func Compile(defaults mesh.PolicyDefaults, policies []*mesh.Policy) *Engine {
 		policies: slices.Clone(policies),
 		names:    make([]string, len(policies)),
 	}
+	order := byPrecedence(policies)
 	for i, p := range policies {
 		e.names[i] = p.String()
 		rules := &e.enforced
 		if p.Audit {
 			rules, e.audited = &e.audit, true
 		}
-		rules.add(int32(i), p)
+		if p.Precedence == 0 {
+			rules.add(int32(i), p)
+		}
 	}
+	for rank, i := range order {
+		p := policies[i]
+		rules := &e.enforced
+		if p.Audit {
+			rules = &e.audit
+		}
+		rules.addOrdered(int32(rank), p)
+	}
+	e.ordered = order
 	return e
+}
+
+// byPrecedence returns the indexes of the policies of the ordered list, in its
+// order: of one precedence, those that deny go first.
+func byPrecedence(policies []*mesh.Policy) []int32 {
+	var order []int32
+	for i, p := range policies {
+		if p.Precedence != 0 {
+			order = append(order, int32(i))
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int32) int {
+		x, y := policies[a], policies[b]
+		return cmp.Or(cmp.Compare(y.Precedence, x.Precedence), compareBool(y.Action != mesh.ActionAllow, x.Action != mesh.ActionAllow))
+	})
+	return order
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }
 
 // Len is the number of policies.
@@ -105,21 +147,28 @@ func (e *Engine) Decide(r Request) Decision {
 	return applyAudit(e.defaults.Audit, d, wouldBe)
 }
 
-// conclude applies the four steps to the policies found.
+// conclude applies the steps of the rule to the policies found.
 func (e *Engine) conclude(h hits) Decision {
 	switch {
 	case h.deny != none:
 		return Decision{Verdict: Verdict{Policy: e.names[h.deny], Reason: ReasonDenied}}
+	case h.ordered != none && e.policyAt(h.ordered).Action != mesh.ActionAllow:
+		return Decision{Verdict: Verdict{Policy: e.names[e.ordered[h.ordered]], Reason: ReasonOrderedDenied}}
 	case h.allow != none:
 		return Decision{Allowed: true, Verdict: Verdict{Policy: e.names[h.allow], Reason: ReasonAllowed}}
 	case h.selected:
 		return Decision{Verdict: Verdict{Reason: ReasonNotAllowed}}
+	case h.ordered != none:
+		return Decision{Allowed: true, Verdict: Verdict{Policy: e.names[e.ordered[h.ordered]], Reason: ReasonOrderedAllowed}}
 	case e.defaults.Default == mesh.ActionAllow:
 		return Decision{Allowed: true, Verdict: Verdict{Reason: ReasonDefaultAllowed}}
 	default:
 		return Decision{Verdict: Verdict{Reason: ReasonDefaultDenied}}
 	}
 }
+
+// policyAt returns the policy of the ordered list at the rank.
+func (e *Engine) policyAt(rank int32) *mesh.Policy { return e.policies[e.ordered[rank]] }
 
 // applyAudit merges the enforced decision with the one that would be made if
 // nothing were audit-only.

@@ -23,17 +23,20 @@ const (
 
 // Step is one policy, considered.
 type Step struct {
-	Policy  string      `json:"policy"`
-	Action  mesh.Action `json:"action"`
-	Audit   bool        `json:"audit,omitempty"`
-	Outcome Outcome     `json:"outcome"`
-	Why     string      `json:"why"`
+	Policy string      `json:"policy"`
+	Action mesh.Action `json:"action"`
+	Audit  bool        `json:"audit,omitempty"`
+	// Precedence is that of a policy of the ordered list.
+	Precedence int     `json:"precedence,omitempty"`
+	Outcome    Outcome `json:"outcome"`
+	Why        string  `json:"why"`
 }
 
 // Explanation is a decision and the way to it.
 type Explanation struct {
 	Decision Decision `json:"decision"`
-	// Steps has the deny policies, then the others, each in their order.
+	// Steps has the deny policies, then those of the ordered list, then the
+	// others, each in their order.
 	Steps []Step `json:"steps"`
 	// Conclusion is the rule that decided, in a sentence.
 	Conclusion string `json:"conclusion"`
@@ -45,9 +48,23 @@ func (e *Engine) Explain(r Request) Explanation {
 	q := newQuery(&r)
 	enforced, all := noHits, noHits
 	var denies, others []Step
+	ranked := make([]Step, len(e.ordered))
+	ranks := make(map[int32]int32, len(e.ordered))
+	for rank, i := range e.ordered {
+		ranks[i] = int32(rank)
+	}
 	for i, p := range e.policies {
 		step := explainPolicy(p, &q)
 		step.Policy = e.names[i]
+		if rank, ok := ranks[int32(i)]; ok {
+			step.Precedence = p.Precedence
+			ranked[rank] = step
+			all.noteOrdered(rank, step.Outcome)
+			if !p.Audit {
+				enforced.noteOrdered(rank, step.Outcome)
+			}
+			continue
+		}
 		all.note(int32(i), p.Action, step.Outcome)
 		if !p.Audit {
 			enforced.note(int32(i), p.Action, step.Outcome)
@@ -61,8 +78,15 @@ func (e *Engine) Explain(r Request) Explanation {
 	d := applyAudit(e.defaults.Audit, e.conclude(enforced), e.conclude(all))
 	return Explanation{
 		Decision:   d,
-		Steps:      append(denies, others...),
+		Steps:      slices.Concat(denies, ranked, others),
 		Conclusion: conclusion(d),
+	}
+}
+
+// noteOrdered adds the outcome of a policy of the ordered list.
+func (h *hits) noteOrdered(rank int32, o Outcome) {
+	if o == OutcomeMatch {
+		h.ordered = min(h.ordered, rank)
 	}
 }
 
@@ -170,6 +194,8 @@ func sourceChecks(s mesh.PolicySource, q *query) []check {
 			whole := strings.TrimSuffix(s.IdentityPrefix, "/") + "/"
 			return id.String() == s.IdentityPrefix || strings.HasPrefix(id.String(), whole)
 		})
+	add(s.Service.Name != "", fmt.Sprintf("service %v of any datacenter", s.Service), !plaintext,
+		func() bool { return isService(identityService(id), fullName(s.Service)) })
 	add(s.Namespace != "", fmt.Sprintf("namespace %v", s.Namespace), !plaintext,
 		func() bool { return strings.HasPrefix(id.Path()+"/", "/ns/"+s.Namespace+"/") })
 	add(s.TrustDomain != "", fmt.Sprintf("trust domain %v", s.TrustDomain), !plaintext,
@@ -188,6 +214,8 @@ func conclusion(d Decision) string {
 	text := map[Reason]string{
 		ReasonDenied:         "denied: a deny policy matches",
 		ReasonAllowed:        "allowed: no deny policy matches, an allow policy does",
+		ReasonOrderedDenied:  "denied: of the policies with a precedence that match, the first one denies",
+		ReasonOrderedAllowed: "allowed: of the policies with a precedence that match, the first one allows",
 		ReasonNotAllowed:     "denied: allow policies select this destination and none matches",
 		ReasonDefaultAllowed: "allowed: no policy decides, the default is allow",
 		ReasonDefaultDenied:  "denied: no policy decides, the default is deny",

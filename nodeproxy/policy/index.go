@@ -18,13 +18,13 @@ import (
 const none int32 = math.MaxInt32
 
 // hits are the first policies that matched, and whether an allow policy
-// selects the destination.
+// selects the destination. ordered is a rank in the ordered list.
 type hits struct {
-	deny, allow int32
-	selected    bool
+	deny, allow, ordered int32
+	selected             bool
 }
 
-var noHits = hits{deny: none, allow: none}
+var noHits = hits{deny: none, allow: none, ordered: none}
 
 // ruleset finds rules by destination: under the service where a target names
 // one, else under the workload, else everywhere.
@@ -36,6 +36,9 @@ type ruleset struct {
 // bucket holds the rules of one destination.
 type bucket struct {
 	deny, allow table
+	// ordered rules go by rank, those that deny and those that allow apart:
+	// what is unknown counts as a match of the former only.
+	orderedDeny, orderedAllow table
 	// selected: an allow policy selects the destination whatever the
 	// workload; selectedWorkloads: only on these workloads.
 	selected          bool
@@ -55,6 +58,19 @@ var (
 )
 
 func (rs *ruleset) add(policy int32, p *mesh.Policy) {
+	rs.each(policy, p, func(b *bucket, t *targetRule) { b.selectFor(t) }, func(b *bucket) (allow, deny *table) {
+		return &b.allow, &b.deny
+	})
+}
+
+// addOrdered adds a policy of the ordered list, which selects nothing.
+func (rs *ruleset) addOrdered(rank int32, p *mesh.Policy) {
+	rs.each(rank, p, func(*bucket, *targetRule) {}, func(b *bucket) (allow, deny *table) {
+		return &b.orderedAllow, &b.orderedDeny
+	})
+}
+
+func (rs *ruleset) each(policy int32, p *mesh.Policy, selected func(*bucket, *targetRule), tables func(*bucket) (allow, deny *table)) {
 	from, to := p.From, p.To
 	if len(from) == 0 {
 		from = everySource
@@ -74,15 +90,16 @@ func (rs *ruleset) add(policy int32, p *mesh.Policy) {
 		b := rs.bucketFor(&targets[t])
 		t := &targets[t]
 		if p.Action == mesh.ActionAllow {
-			b.selectFor(t)
+			selected(b, t)
 		}
+		allow, deny := tables(b)
 		for s := range sources {
 			r := rule{policy: policy, source: &sources[s], target: t}
 			if p.Action == mesh.ActionAllow {
-				b.allow.add(r)
+				allow.add(r)
 			} else {
-				b.deny.add(r)
-				b.deny.addUnknown(r)
+				deny.add(r)
+				deny.addUnknown(r)
 			}
 		}
 	}
@@ -152,6 +169,8 @@ func (b *bucket) find(q *query, h *hits) {
 	}
 	b.deny.find(q, true, &h.deny)
 	b.allow.find(q, false, &h.allow)
+	b.orderedDeny.find(q, true, &h.ordered)
+	b.orderedAllow.find(q, false, &h.ordered)
 }
 
 // table finds rules by source. A rule stands in exactly one of the lists, the
@@ -160,6 +179,7 @@ func (b *bucket) find(q *query, h *hits) {
 type table struct {
 	identities   map[spiffeid.ID][]rule
 	prefixes     map[string][]rule
+	services     map[mesh.Name][]rule
 	namespaces   map[string][]rule
 	trustDomains map[string][]rule
 	cidrs        map[netip.Prefix][]rule
@@ -181,6 +201,8 @@ func (t *table) add(r rule) {
 		push(&t.identities, s.identity, r)
 	case s.prefix != "":
 		push(&t.prefixes, s.prefix, r)
+	case s.service != (mesh.Name{}):
+		push(&t.services, s.service, r)
 	case s.namespace != "":
 		push(&t.namespaces, s.namespace, r)
 	case s.trustDomain != "":
@@ -246,6 +268,10 @@ func (t *table) find(q *query, unknown bool, first *int32) {
 func (t *table) findIdentity(q *query, unknown bool, first *int32) {
 	if len(t.identities) > 0 {
 		scan(t.identities[q.Identity], q, unknown, first)
+	}
+	if len(t.services) > 0 && q.peer != (mesh.Name{}) {
+		scan(t.services[q.peer], q, unknown, first)
+		scan(t.services[mesh.Name{Namespace: q.peer.Namespace, Name: anyService}], q, unknown, first)
 	}
 	if len(t.namespaces) > 0 && q.namespace != "" {
 		scan(t.namespaces[q.namespace], q, unknown, first)

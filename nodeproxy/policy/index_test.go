@@ -29,7 +29,7 @@ func (c *choices) next(n int) int {
 func pick[T any](c *choices, from ...T) T { return from[c.next(len(from))] }
 
 func (c *choices) identity() spiffeid.ID {
-	return pick(c, spiffeid.ID{}, curl, dev, far, id("/ns/dev"), id("/x/ns/dev/sa/curl"), id("/ns/default/sa/curl/x"))
+	return pick(c, spiffeid.ID{}, curl, dev, far, id("/ns/default/dc/dc1/svc/web"), id("/ns/dev/dc/dc2/svc/web"), id("/ns/default/dc/a/b/svc/web"), id("/ns/dev"), id("/x/ns/dev/sa/curl"), id("/ns/default/sa/curl/x"))
 }
 
 func (c *choices) name() mesh.Name {
@@ -38,7 +38,7 @@ func (c *choices) name() mesh.Name {
 
 func (c *choices) source() mesh.PolicySource {
 	var s mesh.PolicySource
-	fields := c.next(64)
+	fields := c.next(128)
 	if fields&1 != 0 {
 		s.Identity = c.identity()
 	}
@@ -57,6 +57,9 @@ func (c *choices) source() mesh.PolicySource {
 			"fe80::/10", "::ffff:10.1.0.0/112", "::ffff:0:0/90"))
 	}
 	s.AnyIdentity = fields&32 != 0
+	if fields&64 != 0 {
+		s.Service = pick(c, name("web"), name("db"), mesh.Name{Namespace: "dev", Name: "web"}, name("*"), mesh.Name{Namespace: "dev", Name: "*"})
+	}
 	return s
 }
 
@@ -65,6 +68,8 @@ func (c *choices) policy(i int) *mesh.Policy {
 		Name:   mesh.Name{Name: fmt.Sprint("p", i)},
 		Action: pick(c, mesh.ActionAllow, mesh.ActionDeny, mesh.ActionDeny, mesh.ActionAllow, "other"),
 		Audit:  c.next(4) == 3,
+
+		Precedence: pick(c, 0, 0, 0, 9, 8, 1),
 	}
 	for range c.next(3) {
 		p.From = append(p.From, c.source())

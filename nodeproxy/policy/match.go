@@ -17,6 +17,7 @@ type query struct {
 	*Request
 	source      netip.Addr // unmapped, without zone; invalid when unknown
 	identified  bool
+	peer        mesh.Name // Consul's service; zero for an identity of another form
 	namespace   string
 	trustDomain string
 	workload    mesh.Name
@@ -31,6 +32,7 @@ func newQuery(r *Request) query {
 	}
 	if q.identified {
 		q.namespace = identityNamespace(r.Identity)
+		q.peer = identityService(r.Identity)
 		q.trustDomain = r.Identity.TrustDomain().Name()
 	}
 	return q
@@ -51,6 +53,7 @@ func (q *query) serves(service mesh.Name) bool {
 type sourceRule struct {
 	identity    spiffeid.ID
 	prefix      string
+	service     mesh.Name
 	namespace   string
 	trustDomain string
 	anyIdentity bool
@@ -61,6 +64,7 @@ func newSourceRule(s mesh.PolicySource) sourceRule {
 	return sourceRule{
 		identity:    s.Identity,
 		prefix:      s.IdentityPrefix,
+		service:     fullName(s.Service),
 		namespace:   s.Namespace,
 		trustDomain: strings.TrimPrefix(s.TrustDomain, "spiffe://"),
 		anyIdentity: s.AnyIdentity,
@@ -70,7 +74,7 @@ func newSourceRule(s mesh.PolicySource) sourceRule {
 
 // namesIdentity reports whether the rule is about certain identities.
 func (s *sourceRule) namesIdentity() bool {
-	return !s.identity.IsZero() || s.prefix != "" || s.namespace != "" || s.trustDomain != ""
+	return !s.identity.IsZero() || s.prefix != "" || s.service != (mesh.Name{}) || s.namespace != "" || s.trustDomain != ""
 }
 
 // matches reports whether the query's source is the rule's; unknown is what a
@@ -86,6 +90,7 @@ func (s *sourceRule) matches(q *query, unknown bool) bool {
 	}
 	return (s.identity.IsZero() || s.identity == q.Identity) &&
 		(s.prefix == "" || hasIdentityPrefix(q.Identity.String(), s.prefix)) &&
+		(s.service == (mesh.Name{}) || isService(q.peer, s.service)) &&
 		(s.namespace == "" || s.namespace == q.namespace) &&
 		(s.trustDomain == "" || s.trustDomain == q.trustDomain)
 }
@@ -131,6 +136,33 @@ func identityNamespace(id spiffeid.ID) string {
 	}
 	namespace, _, _ := strings.Cut(rest, "/")
 	return namespace
+}
+
+// anyService is the name that matches every service of a namespace.
+const anyService = "*"
+
+func isService(peer, want mesh.Name) bool {
+	return peer.Namespace == want.Namespace && peer.Name != "" && (peer.Name == want.Name || want.Name == anyService)
+}
+
+// identityService returns the service of an identity of Consul's form,
+// "/ns/<namespace>/dc/<datacenter>/svc/<name>", or the zero Name. The
+// datacenter does not matter (agent/xds/rbac.go, makeSpiffePattern).
+func identityService(id spiffeid.ID) mesh.Name {
+	rest, ok := strings.CutPrefix(id.Path(), "/ns/")
+	if !ok {
+		return mesh.Name{}
+	}
+	namespace, rest, _ := strings.Cut(rest, "/")
+	rest, ok = strings.CutPrefix(rest, "dc/")
+	if !ok {
+		return mesh.Name{}
+	}
+	_, name, ok := strings.Cut(rest, "/svc/")
+	if !ok || name == "" || strings.Contains(name, "/") || strings.Contains(rest[:len(rest)-len("/svc/")-len(name)], "/") {
+		return mesh.Name{}
+	}
+	return mesh.Name{Namespace: namespace, Name: name}
 }
 
 // plainAddr makes an IPv4-mapped address an IPv4 one and drops the zone, which

@@ -116,9 +116,12 @@ type PolicyExplanation struct {
 
 // PolicyStep is one policy, considered.
 type PolicyStep struct {
-	Policy  string `json:"policy"`
-	Action  string `json:"action"`
-	Audit   bool   `json:"audit,omitempty"`
-	Outcome string `json:"outcome"`
-	Why     string `json:"why"`
+	Policy string `json:"policy"`
+	Action string `json:"action"`
+	Audit  bool   `json:"audit,omitempty"`
+	// Precedence is the rank of a policy in an ordered list, such as Consul's
+	// intentions.
+	Precedence int    `json:"precedence,omitempty"`
+	Outcome    string `json:"outcome"`
+	Why        string `json:"why"`
 }
