@@ -13,6 +13,7 @@
 INLINE enum verdict judge_query(struct dial *d)
 {
 	struct address proxy;
+	int has_listeners;
 
 	if (d->to.port != DNS_SERVER_PORT || d->ctx->protocol != IPPROTO_UDP)
 		return LEAVE;
@@ -26,13 +27,14 @@ INLINE enum verdict judge_query(struct dial *d)
 		count_connection(d->id, 0, OUTCOME_EXCLUDED);
 		return LEAVE;
 	}
-	if (!proxy_alive(d->node)) {
+	has_listeners = bpf_map_lookup_elem(&namespaces, &d->netns) != 0;
+	if (!proxy_serves(d, has_listeners)) {
 		if (!(d->workload->flags & WORKLOAD_DOWN_DIRECT))
 			return refuse(d, EVENT_REFUSED, REASON_PROXY_DOWN);
 		count_connection(d->id, 0, OUTCOME_DIRECT);
 		return LEAVE;
 	}
-	if (!bpf_map_lookup_elem(&namespaces, &d->netns))
+	if (!has_listeners)
 		return refuse_without_listeners(d);
 	if (!d->socket)
 		d->socket = bpf_sk_storage_get(&sockets, d->ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);

@@ -51,6 +51,7 @@ enum { /* map types, map flags and helper flags of <linux/bpf.h> */
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_SK_STORAGE_GET_F_CREATE = 1,
+	BPF_F_CURRENT_NETNS = -1,
 };
 
 enum {
@@ -73,6 +74,14 @@ struct bpf_sock {
 	__u32 src_ip4;
 	__u32 src_ip6[4];
 	__u32 src_port;
+};
+
+/* The IPv4 member of bpf_sock_tuple; all in network order. */
+struct bpf_sock_tuple4 {
+	__u32 saddr;
+	__u32 daddr;
+	__u16 sport;
+	__u16 dport;
 };
 
 struct bpf_sock_addr {
@@ -248,6 +257,7 @@ static __u64 (*bpf_get_socket_cookie)(void *ctx) = (void *)46;
 static long (*bpf_setsockopt)(void *ctx, int level, int option, void *value, int len) = (void *)49;
 static long (*bpf_sock_ops_cb_flags_set)(struct bpf_sock_ops *ctx, int flags) = (void *)59;
 static __u64 (*bpf_get_current_cgroup_id)(void) = (void *)80;
+static struct bpf_sock *(*bpf_sk_lookup_tcp)(void *ctx, void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)84;
 static long (*bpf_sk_release)(void *sk) = (void *)86;
 static void *(*bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
 static long (*bpf_probe_read_kernel)(void *dst, __u32 size, const void *src) = (void *)113;
@@ -259,3 +269,4 @@ static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (v
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static struct tcp_sock *(*bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static int (*bpf_set_retval)(int retval) = (void *)187;
+static void *(*bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;

@@ -60,6 +60,28 @@ INLINE enum verdict refuse_without_listeners(struct dial *d)
 	return refuse(d, EVENT_NETNS_SEEN, REASON_NO_LISTENERS);
 }
 
+/* A killed proxy has no listener from one moment to the next, while its
+ * heartbeat is fresh for seconds. In a namespace that has none yet the
+ * heartbeat alone counts. */
+INLINE int proxy_serves(struct dial *d, int has_listeners)
+{
+	struct bpf_sock_tuple4 at = {
+		.daddr = htonl(0x7f000001),
+		.dport = htons(d->node->outbound_port),
+	};
+	struct bpf_sock *listener;
+
+	if (!proxy_alive(d->node))
+		return 0;
+	if (!has_listeners)
+		return 1;
+	listener = bpf_sk_lookup_tcp(d->ctx, &at, sizeof(at), BPF_F_CURRENT_NETNS, 0);
+	if (!listener)
+		return 0;
+	bpf_sk_release(listener);
+	return 1;
+}
+
 /* Upstream of the workload, then anybody's destination, then a virtual IP
  * without the port that was dialled: its own row has port 0 and *unknown is
  * set. Loopback belongs to the application unless it is an upstream. */
@@ -159,12 +181,14 @@ INLINE enum verdict to_proxy(struct dial *d, __u32 service, __u32 flags, __u16 p
 
 INLINE enum verdict judge_dns(struct dial *d)
 {
-	if (!proxy_alive(d->node)) {
+	int has_listeners = bpf_map_lookup_elem(&namespaces, &d->netns) != 0;
+
+	if (!proxy_serves(d, has_listeners)) {
 		if (d->workload->flags & WORKLOAD_DOWN_DIRECT)
 			return leave(d, OUTCOME_DIRECT);
 		return refuse(d, EVENT_REFUSED, REASON_PROXY_DOWN);
 	}
-	if (!bpf_map_lookup_elem(&namespaces, &d->netns))
+	if (!has_listeners)
 		return refuse_without_listeners(d);
 	return to_proxy(d, 0, SOCKET_NAMED | SOCKET_DNS, d->node->dns_port);
 }
@@ -173,7 +197,7 @@ INLINE enum verdict judge_tcp(struct dial *d)
 {
 	struct destination *to;
 	enum verdict v;
-	int unknown;
+	int unknown, has_listeners;
 
 	to = find_destination(d, &unknown);
 	if (!to) {
@@ -187,7 +211,8 @@ INLINE enum verdict judge_tcp(struct dial *d)
 	}
 	if (unknown)
 		return refuse(d, EVENT_REFUSED, REASON_UNKNOWN_PORT);
-	if (!proxy_alive(d->node)) {
+	has_listeners = bpf_map_lookup_elem(&namespaces, &d->netns) != 0;
+	if (!proxy_serves(d, has_listeners)) {
 		if (!(d->workload->flags & WORKLOAD_DOWN_DIRECT) || !to->direct.port)
 			return refuse(d, EVENT_REFUSED, REASON_PROXY_DOWN);
 		v = redirect(d, to->service, SOCKET_NAMED, &to->direct);
@@ -195,7 +220,7 @@ INLINE enum verdict judge_tcp(struct dial *d)
 			count_connection(d->id, to->service, OUTCOME_DIRECT);
 		return v;
 	}
-	if (!bpf_map_lookup_elem(&namespaces, &d->netns))
+	if (!has_listeners)
 		return refuse_without_listeners(d);
 	if (d->node->flows_full && bpf_ktime_get_ns() - d->node->flows_full < FLOWS_FULL_PAUSE)
 		return refuse(d, EVENT_REFUSED, REASON_FLOWS_FULL);

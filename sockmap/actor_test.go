@@ -39,6 +39,7 @@ type call struct {
 	Op           string
 	FD           int
 	Domain, Type int
+	Protocol     int
 	Addr         netip.AddrPort
 	Data         string
 }
@@ -217,7 +218,7 @@ func act() {
 func (c *call) run(r *reply) (err error) {
 	switch c.Op {
 	case "socket":
-		if r.FD, err = unix.Socket(c.Domain, c.Type, 0); err != nil {
+		if r.FD, err = unix.Socket(c.Domain, c.Type, c.Protocol); err != nil {
 			return err
 		}
 		// A test that goes wrong must not wait for ever.

@@ -61,6 +61,59 @@ func TestStaleHeartbeat(t *testing.T) {
 	}
 }
 
+// TestKilledProxy: the listeners are gone while the heartbeat is still fresh.
+func TestKilledProxy(t *testing.T) {
+	w := newWorld(t) // its heartbeat is fresh for an hour
+	w.start()
+	direct := w.workload("direct")
+	direct.OnProxyDown = mesh.ProxyDownDirect
+	vip := destination("240.240.0.1:80", "db")
+	vip.Direct = netip.MustParseAddrPort("10.9.0.1:5432")
+	vip6 := destination("[2001:2::1]:80", "db")
+	vip6.Direct = netip.MustParseAddrPort("[2001:db8::1]:5432")
+	w.apply(State{Workloads: []Workload{w.workload("web"), direct}, Destinations: []Destination{vip, vip6}})
+	web, a, server := w.process("web"), w.process("direct"), w.process("server")
+	if _, err := a.dial("240.240.0.1:80"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.accepted(unix.AF_INET); err != nil {
+		t.Fatal(err)
+	}
+	w.proxy.kill()
+
+	for _, addr := range []string{"240.240.0.1:80", "[2001:2::1]:80", "192.0.2.53:53"} {
+		if _, err := web.dial(addr); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("dial %s: %v", addr, err)
+		}
+	}
+	if n := w.refusals("web", ReasonProxyDown); n != 3 {
+		t.Errorf("counted %d refusals", n)
+	}
+	for addr, endpoint := range map[string]string{"240.240.0.1:80": "10.9.0.1:5432", "[2001:2::1]:80": "[2001:db8::1]:5432"} {
+		listener := server.listen(endpoint)
+		fd, err := a.dial(addr)
+		if err != nil {
+			t.Fatalf("dial %s: %v", addr, err)
+		}
+		if got := a.peer(fd).String(); got != addr {
+			t.Errorf("dialled %s, peer %s", addr, got)
+		}
+		if _, from := server.accept(listener); from != a.local(fd) {
+			t.Errorf("server saw %s", from)
+		}
+	}
+	resolver := server.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	if err := server.bind(resolver, "10.9.0.1:53"); err != nil {
+		t.Fatal(err)
+	}
+	query := call{Op: "sendto", Addr: netip.MustParseAddrPort("10.9.0.1:53"), Data: "question"}
+	query.FD = a.socket(unix.AF_INET, unix.SOCK_DGRAM)
+	a.must(query)
+	if r := server.must(call{Op: "recvfrom", FD: resolver}); r.Data != "question" {
+		t.Errorf("resolver got %+v", r)
+	}
+}
+
 // TestUnknownNetNS: a container that nobody has looked at yet.
 func TestUnknownNetNS(t *testing.T) {
 	w := newWorld(t)
