@@ -17,3 +17,7 @@ if [ ${#need[@]} -gt 0 ]; then
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
 fi
+
+# The real Consul: built once, by version, into the user's cache.
+cd "$(dirname "$0")/.."
+go run ./tests/peers/consul/cmd/binary >/dev/null
