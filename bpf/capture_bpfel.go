@@ -311,6 +311,7 @@ const (
 	CaptureProgQuery4          = "query4"
 	CaptureProgQuery6          = "query6"
 	CaptureVarEventLayout      = "event_layout"
+	CaptureVarHaveMptcp        = "have_mptcp"
 	CaptureVarHavePid          = "have_pid"
 	CaptureVarHaveProbeRead    = "have_probe_read"
 	CaptureVarHaveSetRetval    = "have_set_retval"
@@ -407,6 +408,7 @@ type CaptureMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type CaptureVariableSpecs struct {
 	EventLayout   *ebpf.VariableSpec `ebpf:"event_layout"`
+	HaveMptcp     *ebpf.VariableSpec `ebpf:"have_mptcp"`
 	HavePid       *ebpf.VariableSpec `ebpf:"have_pid"`
 	HaveProbeRead *ebpf.VariableSpec `ebpf:"have_probe_read"`
 	HaveSetRetval *ebpf.VariableSpec `ebpf:"have_set_retval"`
@@ -489,6 +491,7 @@ func (m *CaptureMaps) Close() error {
 // It can be passed to LoadCaptureObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CaptureVariables struct {
 	EventLayout   *ebpf.Variable `ebpf:"event_layout"`
+	HaveMptcp     *ebpf.Variable `ebpf:"have_mptcp"`
 	HavePid       *ebpf.Variable `ebpf:"have_pid"`
 	HaveProbeRead *ebpf.Variable `ebpf:"have_probe_read"`
 	HaveSetRetval *ebpf.Variable `ebpf:"have_set_retval"`

@@ -39,6 +39,7 @@ const (
 	InboundMapWorkloads          = "workloads"
 	InboundProgInbound           = "inbound"
 	InboundVarHaveIngressIfindex = "have_ingress_ifindex"
+	InboundVarHaveMptcp          = "have_mptcp"
 	InboundVarHavePid            = "have_pid"
 	InboundVarHaveProbeRead      = "have_probe_read"
 	InboundVarHaveSetRetval      = "have_set_retval"
@@ -122,6 +123,7 @@ type InboundMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type InboundVariableSpecs struct {
 	HaveIngressIfindex *ebpf.VariableSpec `ebpf:"have_ingress_ifindex"`
+	HaveMptcp          *ebpf.VariableSpec `ebpf:"have_mptcp"`
 	HavePid            *ebpf.VariableSpec `ebpf:"have_pid"`
 	HaveProbeRead      *ebpf.VariableSpec `ebpf:"have_probe_read"`
 	HaveSetRetval      *ebpf.VariableSpec `ebpf:"have_set_retval"`
@@ -202,6 +204,7 @@ func (m *InboundMaps) Close() error {
 // It can be passed to LoadInboundObjects or ebpf.CollectionSpec.LoadAndAssign.
 type InboundVariables struct {
 	HaveIngressIfindex *ebpf.Variable `ebpf:"have_ingress_ifindex"`
+	HaveMptcp          *ebpf.Variable `ebpf:"have_mptcp"`
 	HavePid            *ebpf.Variable `ebpf:"have_pid"`
 	HaveProbeRead      *ebpf.Variable `ebpf:"have_probe_read"`
 	HaveSetRetval      *ebpf.Variable `ebpf:"have_set_retval"`

@@ -11,6 +11,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const volatile __u8 have_set_retval;  /* 5.18: refuse with an errno of our own */
 const volatile __u8 have_pid;         /* 6.10: bpf_get_current_pid_tgid in cgroup hooks */
 const volatile __u8 have_probe_read;  /* bpf_probe_read_kernel in sockops */
+const volatile __u8 have_mptcp;       /* 5.19: from a subflow to the MPTCP socket above it */
 
 #define V4_MAPPED htonl(0xffff)
 #define DNS_SERVER_PORT 53

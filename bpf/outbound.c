@@ -122,6 +122,25 @@ INLINE int release_device(struct dial *d, __u32 *device)
 	return bpf_setsockopt(d->ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
 }
 
+/* What getpeername shows of an MPTCP socket: the hook gets a subflow of it here,
+ * and the socket itself there. */
+INLINE void show_on_mptcp(struct dial *d, __u32 flags)
+{
+	struct socket *s;
+	void *sk;
+
+	if (!have_mptcp)
+		return;
+	sk = bpf_skc_to_mptcp_sock(d->ctx->sk);
+	if (!sk)
+		return;
+	s = bpf_sk_storage_get(&sockets, sk, 0, flags ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (!s)
+		return;
+	s->flags = flags;
+	s->address = d->to;
+}
+
 /* A socket that an earlier connect(2) captured goes elsewhere now. */
 INLINE void forget_capture(struct dial *d)
 {
@@ -134,6 +153,7 @@ INLINE void forget_capture(struct dial *d)
 		d->socket->device = 0;
 	}
 	d->socket->flags = 0;
+	show_on_mptcp(d, 0);
 }
 
 INLINE enum verdict leave(struct dial *d, __u32 outcome)
@@ -162,6 +182,7 @@ INLINE enum verdict redirect(struct dial *d, __u32 service, __u32 flags, const s
 	d->socket->workload = d->id;
 	d->socket->service = service;
 	d->socket->address = d->to;
+	show_on_mptcp(d, flags & SOCKET_NAMED);
 	d->to = *to;
 	return REWRITE;
 }

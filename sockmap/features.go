@@ -15,6 +15,7 @@ type kernelFeatures struct {
 	setRetval      bool // bpf_set_retval: 5.18
 	pid            bool // bpf_get_current_pid_tgid in cgroup hooks: 6.10
 	probeRead      bool // bpf_probe_read_kernel in sockops
+	mptcp          bool // bpf_skc_to_mptcp_sock: 5.19, 3bc253c2e652
 	ingressIfindex bool // in sk_lookup's context: 5.17, f89315650ba3
 }
 
@@ -23,6 +24,7 @@ func probeFeatures() *kernelFeatures {
 		setRetval:      features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
 		pid:            features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnGetCurrentPidTgid) == nil,
 		probeRead:      features.HaveProgramHelper(ebpf.SockOps, asm.FnProbeReadKernel) == nil,
+		mptcp:          features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToMptcpSock) == nil,
 		ingressIfindex: hasIngressIfindex(),
 	}
 }

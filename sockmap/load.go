@@ -149,6 +149,7 @@ func captureSpec(root *cgroupRoot, opts *Options) (*ebpf.CollectionSpec, error) 
 		"have_set_retval": flag(opts.features.setRetval),
 		"have_pid":        flag(opts.features.pid),
 		"have_probe_read": flag(opts.features.probeRead),
+		"have_mptcp":      flag(opts.features.mptcp),
 		"root_length":     uint32(len(root.path)),
 	}
 	return spec, setConstants(spec, constants)
