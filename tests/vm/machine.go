@@ -63,16 +63,18 @@ func BootAll(t testing.TB, options ...Options) []*VM {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute) // images may have to be made
 	defer cancel()
-	if err := prepare(ctx); err != nil {
-		t.Fatal(err)
-	}
 	var machines []*VM
 	for _, o := range options {
-		v, err := start(ctx, t.Name(), o)
+		v, err := Start(ctx, t.Name(), o)
 		if err != nil {
 			t.Fatalf("boot %s: %v", o.Name, err)
 		}
-		t.Cleanup(func() { v.close(t) })
+		t.Cleanup(func() {
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+			t.Logf("logs of %s: %s", v.opts.Name, v.logs)
+		})
 		machines = append(machines, v)
 	}
 	for _, v := range machines {
@@ -84,8 +86,12 @@ func BootAll(t testing.TB, options ...Options) []*VM {
 // Name returns the machine's host name.
 func (v *VM) Name() string { return v.opts.Name }
 
-// start starts qemu and the connection to the agent.
-func start(ctx context.Context, test string, o Options) (_ *VM, err error) {
+// Start starts a machine and does not wait for it; its logs are in a directory
+// of this label. It has to be closed.
+func Start(ctx context.Context, label string, o Options) (_ *VM, err error) {
+	if err := prepare(ctx); err != nil {
+		return nil, err
+	}
 	if o.Name == "" {
 		o.Name = "vm"
 	}
@@ -112,7 +118,7 @@ func start(ctx context.Context, test string, o Options) (_ *VM, err error) {
 			_ = os.RemoveAll(v.dir)
 		}
 	}()
-	if v.logs, err = logsOf(test, o.Name); err != nil {
+	if v.logs, err = logsOf(label, o.Name); err != nil {
 		return nil, err
 	}
 	if err := v.writeFiles(ctx); err != nil {
@@ -245,12 +251,12 @@ func (v *VM) PowerOff() {
 	v.client.close()
 }
 
-func (v *VM) close(t testing.TB) {
-	t.Helper()
+// Close saves the journal and ends the machine.
+func (v *VM) Close() error {
 	v.saveJournal()
 	v.PowerOff()
 	if err := os.RemoveAll(v.dir); err != nil {
-		t.Error(err)
+		return fmt.Errorf("remove directory: %w", err)
 	}
-	t.Logf("logs of %s: %s", v.opts.Name, v.logs)
+	return nil
 }
