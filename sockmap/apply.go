@@ -31,10 +31,34 @@ func (c *Capture) Apply(s State) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		return ErrClosed
+	if err := c.usable(); err != nil {
+		return err
 	}
-	p, err := c.plan(&s)
+	replaces := c.replaces()
+	if err := c.write(&s); err != nil || !replaces {
+		return err
+	}
+	// What replaces state of another layout is complete now.
+	if err := c.install(); err != nil {
+		return err
+	}
+	return c.place.dropOthers()
+}
+
+// usable says whether this process still owns the state, with mu held.
+func (c *Capture) usable() error {
+	switch {
+	case c.closed:
+		return ErrClosed
+	case c.yielded:
+		return ErrYielded
+	}
+	return nil
+}
+
+// write brings the maps into line with s.
+func (c *Capture) write(s *State) error {
+	p, err := c.plan(s)
 	if err != nil {
 		return err
 	}

@@ -5,8 +5,10 @@ package sockmap
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -41,14 +43,21 @@ type Capture struct {
 	portFilter     []byte                        // in shared memory, one for each port
 	declared       map[bpf.CapturePortKey]uint32 // of the last Apply
 	namespaces     map[uint64]*namespace
+	delayed        []func() error // until the programs are in force
+	yielded        bool
+	kept           []io.Closer // links of what was yielded
+
+	// marker, if set, marks sockets in the state of the process that took over.
+	marker atomic.Pointer[Marker]
 
 	events     chan Event
 	background *background
 }
 
 // Open makes the capture work, or takes over what an earlier process left
-// working. Until the first Apply the kernel follows the state it has; until the
-// first Heartbeat it treats the proxy as away.
+// working. Until the first Apply the kernel follows the state it has, which may
+// be that of another layout; until the first Heartbeat it treats the proxy as
+// away. With Options.Lock everything is as it was until TakeOver.
 //
 // The error wraps ErrBusy when another process owns the instance, ErrNotBPFFS
 // or cgroup.ErrNotCgroup2 when a path is none of that kind, ErrNotAttached when
@@ -71,7 +80,12 @@ func Open(opts Options) (_ *Capture, err error) {
 	if c.root, err = openRoot(opts.CgroupRoot); err != nil {
 		return nil, err
 	}
-	if c.place, err = openPlace(opts.BPFFS, opts.Instance); err != nil {
+	if opts.Lock != nil {
+		c.place, err = inheritPlace(opts.BPFFS, opts.Instance, opts.Lock)
+	} else {
+		c.place, err = openPlace(opts.BPFFS, opts.Instance)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if c.ownNetNS, err = netns.Cookie(netns.Own); err != nil {
@@ -80,28 +94,68 @@ func Open(opts Options) (_ *Capture, err error) {
 	if c.kernel, err = load(c.place, c.root, &opts); err != nil {
 		return nil, err
 	}
+	if err := c.mapMemory(); err != nil {
+		return nil, err
+	}
 	if err := c.openTables(); err != nil {
 		return nil, err
 	}
-	if err := c.adoptNamespaces(); err != nil {
+	if c.place.shared {
+		return c, nil
+	}
+	if c.replaces() {
+		if err := c.kernel.permit(); err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+	if err := c.install(); err != nil {
 		return nil, err
 	}
-	if c.background, err = c.startBackground(); err != nil {
+	if err := c.place.dropOthers(); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
+// replaces says that state of another layout is in force, which stays so until
+// there is something to put in its place.
+func (c *Capture) replaces() bool {
+	return c.kernel.pending != nil && !c.kernel.adopted && len(c.kernel.pending.earlier) > 0
+}
+
+// install puts the programs in force, with mu held or before anybody else has
+// the Capture.
+func (c *Capture) install() (err error) {
+	c.node.configure(&c.opts)
+	if c.place.shared && c.kernel.adopted {
+		// The process before has changed them since they were read.
+		if err := c.openTables(); err != nil {
+			return err
+		}
+	}
+	if err := c.kernel.install(c.place, c.root, c.catchUp); err != nil {
+		return err
+	}
+	if err := c.adoptNamespaces(); err != nil {
+		return err
+	}
+	c.background, err = c.startBackground()
+	return err
+}
+
+// mapMemory maps what is shared with the programs as memory.
+func (c *Capture) mapMemory() (err error) {
+	if c.node, err = mapNode(c.kernel.maps[bpf.CaptureMapNode]); err != nil {
+		return err
+	}
+	c.portFilter, err = mapMemory(c.kernel.maps[bpf.CaptureMapPortFilter])
+	return err
+}
+
 // openTables reads what is in the maps.
 func (c *Capture) openTables() (err error) {
 	maps := c.kernel.maps
-	if c.node, err = mapNode(maps[bpf.CaptureMapNode]); err != nil {
-		return err
-	}
-	c.node.configure(&c.opts)
-	if c.portFilter, err = mapMemory(maps[bpf.CaptureMapPortFilter]); err != nil {
-		return err
-	}
 	if c.names, err = openNames(maps[bpf.CaptureMapNames], &c.node.LastId); err != nil {
 		return err
 	}
@@ -131,8 +185,14 @@ func (c *Capture) Close() error {
 		return nil
 	}
 	c.closed = true
+	background := c.background
+	c.background = nil
 	c.mu.Unlock()
-	c.background.stop()
+	if background != nil {
+		background.stop()
+	} else if !c.yielded {
+		close(c.events)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.release()
@@ -143,6 +203,9 @@ func (c *Capture) Close() error {
 func (c *Capture) release() {
 	for _, n := range c.namespaces {
 		n.close()
+	}
+	for _, k := range c.kept {
+		k.Close()
 	}
 	if c.node != nil {
 		c.node.close()

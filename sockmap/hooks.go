@@ -21,6 +21,9 @@ type hook struct {
 	program    string
 	attach     ebpf.AttachType
 	tracepoint string
+	// decides: only one program at a time may decide about a connection or a
+	// port. The others keep records, and two of them keep them side by side.
+	decides bool
 }
 
 // hooks are attached in this order and detached in the opposite one: what
@@ -29,26 +32,31 @@ type hook struct {
 var hooks = []hook{
 	{name: "cgroup_mkdir", program: "enroll", tracepoint: "cgroup_mkdir"},
 	{name: "cgroup_rmdir", program: "dismiss", tracepoint: "cgroup_rmdir"},
-	{name: "bind4", program: "guard4", attach: ebpf.AttachCGroupInet4Bind},
-	{name: "bind6", program: "guard6", attach: ebpf.AttachCGroupInet6Bind},
 	{name: "sock_ops", program: "flow", attach: ebpf.AttachCGroupSockOps},
 	{name: "getpeername4", program: "name4", attach: ebpf.AttachCgroupInet4GetPeername},
 	{name: "getpeername6", program: "name6", attach: ebpf.AttachCgroupInet6GetPeername},
 	{name: "recvmsg4", program: "answer4", attach: ebpf.AttachCGroupUDP4Recvmsg},
 	{name: "recvmsg6", program: "answer6", attach: ebpf.AttachCGroupUDP6Recvmsg},
-	{name: "sendmsg4", program: "query4", attach: ebpf.AttachCGroupUDP4Sendmsg},
-	{name: "sendmsg6", program: "query6", attach: ebpf.AttachCGroupUDP6Sendmsg},
-	{name: "connect4", program: "outbound4", attach: ebpf.AttachCGroupInet4Connect},
-	{name: "connect6", program: "outbound6", attach: ebpf.AttachCGroupInet6Connect},
+	{name: "bind4", program: "guard4", attach: ebpf.AttachCGroupInet4Bind, decides: true},
+	{name: "bind6", program: "guard6", attach: ebpf.AttachCGroupInet6Bind, decides: true},
+	{name: "sendmsg4", program: "query4", attach: ebpf.AttachCGroupUDP4Sendmsg, decides: true},
+	{name: "sendmsg6", program: "query6", attach: ebpf.AttachCGroupUDP6Sendmsg, decides: true},
+	{name: "connect4", program: "outbound4", attach: ebpf.AttachCGroupInet4Connect, decides: true},
+	{name: "connect6", program: "outbound6", attach: ebpf.AttachCGroupInet6Connect, decides: true},
 }
 
 // install makes h run p, pinned in the directory links. What is pinned there
-// already, or in one of the directories earlier (of other layouts), keeps
-// running without a gap: it stays when it runs the same program on the same
-// maps, and gets the new program otherwise.
+// already keeps running without a gap: it stays when it runs the same program on
+// the same maps, and gets the new program otherwise. So does a link that decides
+// in one of the directories earlier (of other layouts), from one connection to
+// the next; other hooks are attached beside those.
 func (h *hook) install(p *ebpf.Program, root *cgroupRoot, links string, earlier []string, same bool) error {
 	path := filepath.Join(links, h.name)
-	old, err := h.find(append([]string{links}, earlier...))
+	where := []string{links}
+	if h.decides {
+		where = append(where, earlier...)
+	}
+	old, err := h.find(where)
 	if err != nil {
 		return err
 	}
@@ -78,8 +86,50 @@ func (h *hook) install(p *ebpf.Program, root *cgroupRoot, links string, earlier 
 	if old.path == path {
 		return nil
 	}
-	if err := old.link.Pin(path); err != nil {
-		return fmt.Errorf("move link %s: %w", h.name, err)
+	return pinAgain(old.link, path)
+}
+
+// pinAgain pins a link at a second place; its own Pin would move the first pin,
+// which the process before needs should it have to take over again.
+func pinAgain(l link.Link, path string) error {
+	raw, ok := l.(interface{ FD() int })
+	if !ok {
+		return fmt.Errorf("pin %s: link of type %T", filepath.Base(path), l)
+	}
+	fd, err := unix.FcntlInt(uintptr(raw.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("pin %s: %w", filepath.Base(path), err)
+	}
+	again, err := link.NewFromFD(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("pin %s: %w", filepath.Base(path), err)
+	}
+	defer again.Close()
+	return replacePin(again, path)
+}
+
+// permit makes the links of another layout that guard the proxy's ports run the
+// new programs already: the old ones know nothing of the sockets that this
+// process marks as its own.
+func (k *kernelState) permit() error {
+	for i := range hooks {
+		h := &hooks[i]
+		if h.attach != ebpf.AttachCGroupInet4Bind && h.attach != ebpf.AttachCGroupInet6Bind {
+			continue
+		}
+		old, err := h.find(linksDirs(k.pending.earlier))
+		if err != nil {
+			return err
+		}
+		if old == nil {
+			continue
+		}
+		err = old.link.Update(k.pending.coll.Programs[h.program])
+		old.link.Close()
+		if err != nil && !errors.Is(err, unix.ENOLINK) {
+			return fmt.Errorf("update link %s: %w", h.name, err)
+		}
 	}
 	return nil
 }

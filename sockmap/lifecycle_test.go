@@ -134,24 +134,54 @@ func TestResize(t *testing.T) {
 	}
 }
 
-// TestOtherLayout: the links move to the new state's directory and keep running
-// throughout.
+// age makes the pinned state that of another layout.
+func (w *world) age() (dir string) {
+	w.t.Helper()
+	dir = filepath.Join(bpffs, "meshproxy", w.opts.Instance)
+	if err := os.Rename(filepath.Join(dir, "v1"), filepath.Join(dir, "v0")); err != nil {
+		w.t.Fatal(err)
+	}
+	return dir
+}
+
+// TestOtherLayout: what another layout left decides until there is something to
+// put in its place. The links that decide are the same all the time.
 func TestOtherLayout(t *testing.T) {
 	w := newWorld(t)
 	w.start()
+	s := State{Workloads: []Workload{w.workload("web")}, Destinations: []Destination{destination("240.240.0.1:80", "db")}}
+	w.apply(s)
 	links, _ := w.pinned()
-	w.close()
-	dir := filepath.Join(bpffs, "meshproxy", w.opts.Instance)
-	if err := os.Rename(filepath.Join(dir, "v1"), filepath.Join(dir, "v0")); err != nil {
+	old := w.kernel.maps[bpf.CaptureMapFlows]
+	key, err := old.Clone()
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer key.Close()
+	w.close()
+	dir := w.age()
 	if err := os.MkdirAll(filepath.Join(dir, "stage", "links"), 0o700); err != nil { // of a crash
 		t.Fatal(err)
 	}
 	w.open()
+	if !exists(filepath.Join(dir, "v0")) || exists(filepath.Join(dir, "v1")) {
+		t.Error("the state was replaced before there is another")
+	}
+	// The old program captures it still, in the old map.
+	if _, err := w.process("web").dial("240.240.0.1:80"); err != nil {
+		t.Errorf("dial meanwhile: %v", err)
+	}
+	if _, err := w.accepted(unix.AF_INET); !errors.Is(err, ErrNoFlow) {
+		t.Errorf("flow %v", err)
+	}
+	if flows, err := contents[bpf.CaptureFlowKey, bpf.CaptureFlow](key); err != nil || len(flows) != 1 {
+		t.Errorf("%d flows in the old map, %v", len(flows), err)
+	}
+	w.serveAgain()
+	w.apply(s)
 	again, _ := w.pinned()
 	for _, h := range hooks {
-		if h.tracepoint == "" && again[h.name] != links[h.name] {
+		if h.decides && again[h.name] != links[h.name] {
 			t.Errorf("%s was attached anew", h.name)
 		}
 	}
@@ -159,8 +189,6 @@ func TestOtherLayout(t *testing.T) {
 	if err != nil || len(left) != 1 || left[0].Name() != "v1" {
 		t.Errorf("state directory has %v, %v", left, err)
 	}
-	w.serveAgain()
-	w.apply(State{Workloads: []Workload{w.workload("web")}, Destinations: []Destination{destination("240.240.0.1:80", "db")}})
 	if _, err := w.process("web").dial("240.240.0.1:80"); err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,20 @@ type kernelState struct {
 	dir  string
 	// adopted says that the maps are those of an earlier process.
 	adopted bool
+	// pending is what is loaded and not attached yet; nil once it is.
+	pending *pending
+}
+
+// pending is loaded, so that nothing is left that the verifier could refuse, and
+// changes nothing so far.
+type pending struct {
+	coll *ebpf.Collection
+	// pinned are the maps that this layout's state has already.
+	pinned map[string]bool
+	// same says that the attached programs have the same maps and constants.
+	same bool
+	// earlier are the directories of other layouts.
+	earlier []string
 }
 
 // scratch maps are each program's own; constants are compared when programs
@@ -33,9 +47,8 @@ const (
 	constantsPin = "constants" // bpffs has no names with dots
 )
 
-// load makes sure that the state below p is that of this build: adopts what
-// fits, replaces what doesn't, and never leaves a moment in which a hook that
-// was attached isn't.
+// load loads the programs and opens the maps, those that are pinned or new ones.
+// install puts them in force.
 func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error) {
 	// 5.10 charges BPF memory to RLIMIT_MEMLOCK.
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -45,79 +58,32 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 	if err != nil {
 		return nil, err
 	}
-	earlier, err := p.others()
-	if err != nil {
+	l := &pending{pinned: make(map[string]bool)}
+	if l.earlier, err = p.others(); err != nil {
 		return nil, err
 	}
-	adopted := exists(p.current())
-	state := p.current()
-	if !adopted {
-		if state, err = p.stage(); err != nil {
-			return nil, err
-		}
-	}
-
-	replacements, err := pinnedMaps(spec, mapsDir(state))
+	k := &kernelState{maps: make(map[string]*ebpf.Map), dir: p.current(), adopted: exists(p.current()), pending: l}
+	replacements, err := pinnedMaps(spec, mapsDir(k.dir))
 	if err != nil {
 		return nil, err
 	}
 	defer closeMaps(replacements)
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	for name := range replacements {
+		l.pinned[name] = true
+	}
+	l.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
-	defer coll.Close()
-
-	same, err := sameConstants(coll.Maps[constantsMap], mapsDir(state))
-	if err != nil {
+	if l.same, err = sameConstants(l.coll.Maps[constantsMap], mapsDir(k.dir)); err != nil {
+		k.close()
 		return nil, err
 	}
-	for name, m := range coll.Maps {
-		if name == scratchMap || name == constantsMap || replacements[name] != nil {
-			continue
-		}
-		same = false // programs must be moved to it
-		if err := replacePin(m, filepath.Join(mapsDir(state), name)); err != nil {
-			return nil, err
-		}
-	}
-	var earlierLinks []string
-	for _, dir := range earlier {
-		earlierLinks = append(earlierLinks, linksDir(dir))
-	}
-	for i := range hooks {
-		h := &hooks[i]
-		if err := h.install(coll.Programs[h.program], root, linksDir(state), earlierLinks, same); err != nil {
-			return nil, err
-		}
-	}
-	if !same {
-		if err := replacePin(coll.Maps[constantsMap], filepath.Join(mapsDir(state), constantsPin)); err != nil {
-			return nil, err
-		}
-	}
-	if !adopted {
-		if err := p.publish(state); err != nil {
-			return nil, err
-		}
-		state = p.current()
-	}
-	for _, dir := range earlier {
-		if err := os.RemoveAll(dir); err != nil {
-			return nil, fmt.Errorf("remove state of another layout: %w", err)
-		}
-	}
-	for i := range hooks {
-		if err := hooks[i].verify(root, linksDir(state)); err != nil {
-			return nil, err
-		}
-	}
-
-	k := &kernelState{maps: make(map[string]*ebpf.Map), dir: state, adopted: adopted}
-	for name, m := range coll.Maps {
+	for name, m := range l.coll.Maps {
 		if name == scratchMap || name == constantsMap {
 			continue
 		}
+		l.same = l.same && l.pinned[name] // or programs must be moved to it
 		if k.maps[name], err = m.Clone(); err != nil {
 			k.close()
 			return nil, fmt.Errorf("keep map %s: %w", name, err)
@@ -126,7 +92,79 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 	return k, nil
 }
 
-func (k *kernelState) close() { closeMaps(k.maps) }
+// install makes sure that the state below p is that of this build: adopts what
+// fits, replaces what doesn't, and never leaves a moment in which a hook that
+// was attached isn't. before is called when all hooks are attached but those
+// that decide, which then follow one another within microseconds each.
+//
+// State of another layout stays beside until dropOthers: its programs go on
+// keeping the records of what they have decided, and the new ones decide.
+func (k *kernelState) install(p *place, root *cgroupRoot, before func() error) (err error) {
+	l := k.pending
+	if !k.adopted {
+		if k.dir, err = p.stage(); err != nil {
+			return err
+		}
+	}
+	for name, m := range k.maps {
+		if l.pinned[name] {
+			continue
+		}
+		if err := replacePin(m, filepath.Join(mapsDir(k.dir), name)); err != nil {
+			return err
+		}
+	}
+	ready := false
+	for i := range hooks {
+		h := &hooks[i]
+		if h.decides && !ready {
+			if err := before(); err != nil {
+				return err
+			}
+			ready = true
+		}
+		if err := h.install(l.coll.Programs[h.program], root, linksDir(k.dir), linksDirs(l.earlier), l.same); err != nil {
+			return err
+		}
+	}
+	if !l.same {
+		if err := replacePin(l.coll.Maps[constantsMap], filepath.Join(mapsDir(k.dir), constantsPin)); err != nil {
+			return err
+		}
+	}
+	if !k.adopted {
+		if err := p.publish(k.dir); err != nil {
+			return err
+		}
+		k.dir = p.current()
+	}
+	for i := range hooks {
+		if err := hooks[i].verify(root, linksDir(k.dir)); err != nil {
+			return err
+		}
+	}
+	k.forgetPending()
+	return nil
+}
+
+func linksDirs(states []string) (dirs []string) {
+	for _, dir := range states {
+		dirs = append(dirs, linksDir(dir))
+	}
+	return dirs
+}
+
+func (k *kernelState) forgetPending() {
+	if k.pending != nil && k.pending.coll != nil {
+		k.pending.coll.Close()
+	}
+	k.pending = nil
+}
+
+func (k *kernelState) close() {
+	k.forgetPending()
+	closeMaps(k.maps)
+}
 
 func closeMaps(maps map[string]*ebpf.Map) {
 	for _, m := range maps {

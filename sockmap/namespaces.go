@@ -24,18 +24,25 @@ type namespace struct {
 	// fd is nil for a namespace that an earlier process attached and this one
 	// has not: guarded, but without listeners.
 	fd *os.File
+	// program is loaded and not attached yet, unless nil.
+	program *ebpf.Program
 }
 
 func (n *namespace) close() {
 	if n.fd != nil {
 		n.fd.Close()
 	}
+	if n.program != nil {
+		n.program.Close()
+	}
 }
 
 const netnsPin = "netns-"
 
+func netnsName(cookie uint64) string { return netnsPin + strconv.FormatUint(cookie, 10) }
+
 func (c *Capture) netnsPath(cookie uint64) string {
-	return filepath.Join(linksDir(c.kernel.dir), netnsPin+strconv.FormatUint(cookie, 10))
+	return filepath.Join(linksDir(c.kernel.dir), netnsName(cookie))
 }
 
 // AttachNetNS makes a network namespace part of the mesh: workloads in it are
@@ -57,47 +64,119 @@ func (c *Capture) AttachNetNS(nsFD int) (uint64, error) {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if err := c.usable(); err != nil {
 		ns.close()
-		return 0, ErrClosed
+		return 0, err
 	}
-	if err := c.guard(fd, cookie); err != nil {
+	program, err := c.loadInbound(cookie)
+	if err != nil {
 		ns.close()
 		return 0, err
 	}
 	if old := c.namespaces[cookie]; old != nil {
 		old.close()
 	}
+	ns.program = program
 	c.namespaces[cookie] = ns
-	if err := c.kernel.maps[bpf.CaptureMapNamespaces].Update(cookie, uint32(1), ebpf.UpdateAny); err != nil {
-		return 0, fmt.Errorf("register namespace: %w", err)
-	}
-	// Who listened there before was never seen.
-	return cookie, c.reconcilePorts(c.declared)
+	return cookie, c.inForce(func() error {
+		if c.namespaces[cookie] != ns {
+			return nil // detached, or attached again
+		}
+		if err := c.guard(cookie, ns); err != nil {
+			return err
+		}
+		if err := c.kernel.maps[bpf.CaptureMapNamespaces].Update(cookie, uint32(1), ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("register namespace: %w", err)
+		}
+		// Who listened there before was never seen.
+		return c.reconcilePorts(c.declared)
+	})
 }
 
-// guard attaches sk_lookup in the namespace, or brings what is attached there
-// up to date.
-func (c *Capture) guard(fd int, cookie uint64) error {
-	program, err := c.loadInbound(cookie)
-	if err != nil {
-		return err
+// inForce calls do now, or once the programs are in force.
+func (c *Capture) inForce(do func() error) error {
+	if c.kernel.pending == nil {
+		return do()
+	}
+	c.delayed = append(c.delayed, do)
+	return nil
+}
+
+// catchUp does what was delayed.
+func (c *Capture) catchUp() error {
+	for _, do := range c.delayed {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	c.delayed = nil
+	return c.guardEarlier()
+}
+
+// guardEarlier keeps guarding the namespaces that an earlier process of another
+// layout attached and this one has not.
+func (c *Capture) guardEarlier() error {
+	for _, dir := range linksDirs(c.kernel.pending.earlier) {
+		cookies, err := guardedBelow(dir)
+		if err != nil {
+			return err
+		}
+		for _, cookie := range cookies {
+			if c.namespaces[cookie] != nil || !alive(filepath.Join(dir, netnsName(cookie))) {
+				continue
+			}
+			program, err := c.loadInbound(cookie)
+			if err != nil {
+				return err
+			}
+			if err := c.guard(cookie, &namespace{program: program}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// guard attaches sk_lookup in the namespace, or brings what is attached there up
+// to date, by this layout or another one. It closes the program.
+func (c *Capture) guard(cookie uint64, ns *namespace) error {
+	program := ns.program
+	ns.program = nil
+	if program == nil {
+		var err error
+		if program, err = c.loadInbound(cookie); err != nil {
+			return err
+		}
 	}
 	defer program.Close()
+	dirs := []string{linksDir(c.kernel.dir)}
+	if c.kernel.pending != nil {
+		dirs = append(dirs, linksDirs(c.kernel.pending.earlier)...)
+	}
 	path := c.netnsPath(cookie)
-	old, err := link.LoadPinnedLink(path, nil)
-	if err == nil {
+	for _, dir := range dirs {
+		at := filepath.Join(dir, netnsName(cookie))
+		old, err := link.LoadPinnedLink(at, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("load link of namespace: %w", err)
+		}
 		defer old.Close()
 		switch err := old.Update(program); {
-		case err == nil:
+		case err == nil && at == path:
 			return nil
+		case err == nil:
+			return pinAgain(old, path)
 		case !errors.Is(err, unix.ENOLINK):
 			return fmt.Errorf("update link of namespace: %w", err)
 		}
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("load link of namespace: %w", err)
 	}
-	l, err := link.AttachNetNs(fd, program)
+	if ns.fd == nil {
+		return nil // it has just gone
+	}
+	l, err := link.AttachNetNs(int(ns.fd.Fd()), program)
 	if err != nil {
 		return fmt.Errorf("attach to namespace: %w", err)
 	}
@@ -141,8 +220,8 @@ func (c *Capture) loadInbound(cookie uint64) (*ebpf.Program, error) {
 func (c *Capture) DetachNetNS(cookie uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		return ErrClosed
+	if err := c.usable(); err != nil {
+		return err
 	}
 	ns := c.namespaces[cookie]
 	if ns == nil {
@@ -187,36 +266,38 @@ func (c *Capture) NetNS() []uint64 {
 func (c *Capture) SetInboundListener(cookie uint64, fd int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		return ErrClosed
+	if err := c.usable(); err != nil {
+		return err
 	}
 	if c.namespaces[cookie] == nil {
 		return ErrUnknownNetNS
 	}
-	if err := c.kernel.maps[bpf.CaptureMapInboundListeners].Update(cookie, uint64(fd), ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("set inbound listener: %w", err)
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep inbound listener: %w", err)
 	}
-	return nil
+	return c.inForce(func() error {
+		defer unix.Close(own)
+		if err := c.kernel.maps[bpf.CaptureMapInboundListeners].Update(cookie, uint64(own), ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("set inbound listener: %w", err)
+		}
+		return nil
+	})
 }
 
 // adoptNamespaces finds the namespaces that an earlier process attached. They
 // stay guarded, and count as without listeners until AttachNetNS; those that
 // died meanwhile are cleared away.
 func (c *Capture) adoptNamespaces() error {
-	entries, err := os.ReadDir(linksDir(c.kernel.dir))
+	cookies, err := guardedBelow(linksDir(c.kernel.dir))
 	if err != nil {
-		return fmt.Errorf("read links: %w", err)
+		return err
 	}
-	for _, e := range entries {
-		number, ok := strings.CutPrefix(e.Name(), netnsPin)
-		if !ok {
+	for _, cookie := range cookies {
+		if c.namespaces[cookie] != nil {
 			continue
 		}
-		cookie, err := strconv.ParseUint(number, 10, 64)
-		if err != nil {
-			return fmt.Errorf("pin %s: %w", e.Name(), err)
-		}
-		if c.alive(cookie) {
+		if alive(c.netnsPath(cookie)) {
 			c.namespaces[cookie] = &namespace{}
 			continue
 		}
@@ -227,9 +308,29 @@ func (c *Capture) adoptNamespaces() error {
 	return nil
 }
 
+// guardedBelow returns the namespaces whose links are pinned in a directory.
+func guardedBelow(links string) (cookies []uint64, err error) {
+	entries, err := os.ReadDir(links)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read links: %w", err)
+	}
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), netnsPin)
+		if !ok {
+			continue
+		}
+		cookie, err := strconv.ParseUint(number, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("pin %s: %w", e.Name(), err)
+		}
+		cookies = append(cookies, cookie)
+	}
+	return cookies, nil
+}
+
 // alive says whether the namespace of a pinned link still exists.
-func (c *Capture) alive(cookie uint64) bool {
-	l, err := link.LoadPinnedLink(c.netnsPath(cookie), nil)
+func alive(path string) bool {
+	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
 		return false
 	}

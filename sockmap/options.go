@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -22,6 +23,10 @@ var (
 	ErrNotBPFFS = errors.New("not on a bpf file system")
 	// ErrUnknownNetNS means that a network namespace is not attached.
 	ErrUnknownNetNS = errors.New("network namespace is not attached")
+	// ErrElsewhere means that the state to be taken over is another instance's.
+	ErrElsewhere = errors.New("not where the state is that is handed over: bpf.fs or bpf.instance has changed, which needs a restart")
+	// ErrYielded means that another process has taken over the state.
+	ErrYielded = errors.New("capture is handed over to another process")
 	// ErrClosed means that the Capture was used after Close.
 	ErrClosed = errors.New("capture is closed")
 	// ErrNotAttached means that a link exists, but its program does not run:
@@ -68,6 +73,10 @@ type Options struct {
 	// MaxFlows bounds the connections that are between connect(2) and the
 	// proxy's accept(2). Zero means DefaultMaxFlows.
 	MaxFlows uint32
+	// Lock is that of the process which hands its state over, if there is one;
+	// it is the Capture's from then on. Nothing changes in the kernel until
+	// TakeOver.
+	Lock *os.File
 	// Logger is required.
 	Logger *slog.Logger
 

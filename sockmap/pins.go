@@ -26,10 +26,12 @@ const layout = 1
 //	                            /stage     being built, never adopted
 //
 // A place is locked: by flock(2) on its directory, which bpffs allows and which
-// ends with the process.
+// ends with the process. A process that hands its state over shares the lock
+// with the one that follows: the place is never free in between.
 type place struct {
-	dir  string
-	lock *os.File
+	dir    string
+	lock   *os.File
+	shared bool // with a process that owns the state
 }
 
 // openPlace makes the directory if need be and locks it. It returns ErrBusy
@@ -59,6 +61,26 @@ func findPlace(bpffs, instance string) (*place, error) {
 		return nil, err
 	}
 	return lockPlace(filepath.Join(bpffs, "meshproxy", instance))
+}
+
+// inheritPlace is openPlace for the successor of the process that has the lock.
+func inheritPlace(bpffs, instance string, lock *os.File) (*place, error) {
+	if err := checkBPFFS(bpffs); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(bpffs, "meshproxy", instance)
+	want, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("look for state directory: %w", err)
+	}
+	have, err := lock.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("look at inherited lock: %w", err)
+	}
+	if !os.SameFile(want, have) {
+		return nil, fmt.Errorf("%s: %w", dir, ErrElsewhere)
+	}
+	return &place{dir: dir, lock: lock, shared: true}, nil
 }
 
 func lockPlace(dir string) (*place, error) {
@@ -100,9 +122,11 @@ func checkBPFFS(path string) error {
 }
 
 // close unlocks explicitly: a child that is just being forked by another
-// goroutine still shares the descriptor.
+// goroutine still shares the descriptor. What is shared on purpose stays locked.
 func (p *place) close() {
-	_ = unix.Flock(int(p.lock.Fd()), unix.LOCK_UN)
+	if !p.shared {
+		_ = unix.Flock(int(p.lock.Fd()), unix.LOCK_UN)
+	}
 	p.lock.Close()
 }
 
@@ -125,10 +149,27 @@ func (p *place) others() ([]string, error) {
 	return dirs, nil
 }
 
+// dropOthers removes the state of other layouts, and what was being built. What a
+// process still holds open of it lives on until that closes it.
+func (p *place) dropOthers() error {
+	dirs, err := p.others()
+	if err != nil {
+		return err
+	}
+	for _, dir := range append(dirs, p.staged()) {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove state of another layout: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *place) staged() string { return filepath.Join(p.dir, "stage") }
+
 // stage returns an empty directory in which state can be built; what a crash
 // left there goes away.
 func (p *place) stage() (string, error) {
-	dir := filepath.Join(p.dir, "stage")
+	dir := p.staged()
 	if err := os.RemoveAll(dir); err != nil {
 		return "", fmt.Errorf("clear stage: %w", err)
 	}

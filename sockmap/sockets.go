@@ -15,6 +15,9 @@ import (
 // OwnSocket marks a socket as the proxy's own: its connections are never
 // captured, and it may be bound to the proxy's ports.
 func (c *Capture) OwnSocket(fd int) error {
+	if m := c.marker.Load(); m != nil {
+		return (*m)(fd, netip.AddrPort{})
+	}
 	return c.mark(fd, bpf.CaptureSocket{Flags: bpf.CaptureSocketFlagsSOCKET_OWN})
 }
 
@@ -22,6 +25,9 @@ func (c *Capture) OwnSocket(fd int) error {
 // of this node that it connects to see client in accept and getpeername. It
 // must be called before connect(2).
 func (c *Capture) OwnSocketWithSource(fd int, client netip.AddrPort) error {
+	if m := c.marker.Load(); m != nil {
+		return (*m)(fd, client)
+	}
 	return c.mark(fd, bpf.CaptureSocket{
 		Flags:   bpf.CaptureSocketFlagsSOCKET_OWN | bpf.CaptureSocketFlagsSOCKET_SOURCE,
 		Address: toAddress(client),

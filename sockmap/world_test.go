@@ -46,6 +46,12 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	t.Parallel()
+	return makeWorld(t)
+}
+
+// makeWorld is newWorld for a test that has one already.
+func makeWorld(t *testing.T) *world {
+	t.Helper()
 	w := &world{t: t, outbound: make(map[int]int)}
 	name := fmt.Sprintf("%s%d-%d", testPrefix, os.Getpid(), worlds.Add(1))
 	w.dir = filepath.Join(hierarchy(), name)
