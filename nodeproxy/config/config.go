@@ -10,6 +10,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
@@ -22,6 +23,7 @@ type Config struct {
 	StateDir     string
 	RunDir       string
 	Listeners    Listeners
+	Consul       consulagent.Settings
 	Identity     Identity
 	Sources      Sources
 	Defaults     Defaults
@@ -42,10 +44,11 @@ type digest [sha256.Size]byte
 
 // Node is who this node is.
 type Node struct {
-	Name        string
-	Address     netip.Addr
-	Addresses   []netip.Addr
-	Locality    mesh.Locality
+	Name      string
+	Address   netip.Addr
+	Addresses []netip.Addr
+	Locality  mesh.Locality
+	// TrustDomain is zero when it is to be learned from Consul.
 	TrustDomain spiffeid.TrustDomain
 }
 
@@ -83,6 +86,7 @@ type Provider string
 const (
 	ProviderEmbedded Provider = "embedded"
 	ProviderFiles    Provider = "files"
+	ProviderConsul   Provider = "consul"
 )
 
 // Identity says where leaves and the trust bundle come from.

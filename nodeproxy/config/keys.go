@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 )
@@ -56,7 +57,7 @@ var table = []key{
 		func(c *Config) value { return text(&c.Node.Locality.Zone, "text", nil) },
 	},
 	{
-		"node.trustDomain", "mesh.internal", "SPIFFE trust domain of the identities of this node's workloads.", true,
+		"node.trustDomain", "mesh.internal", "SPIFFE trust domain of the identities of this node's workloads. With identity.provider consul it is learned; what is set here is the only one to be accepted then.", true,
 		func(c *Config) value { return trustDomain(&c.Node.TrustDomain) },
 	},
 
@@ -120,8 +121,58 @@ var table = []key{
 	},
 
 	{
-		"identity.provider", string(ProviderEmbedded), "Where leaves and the trust bundle come from: embedded, a CA in a directory, or files that something else renews.", true,
-		func(c *Config) value { return enum(&c.Identity.Provider, ProviderEmbedded, ProviderFiles) },
+		"consul.address", consulagent.DefaultAddress, "Consul agent of this node, for identity.provider consul and the source consul: a host and port, with https:// before it for TLS, or unix:// and the path of a socket.", true,
+		func(c *Config) value {
+			return text(&c.Consul.Address, "a host with a port, such as 127.0.0.1:8500 or https://localhost:8501, or unix:///path", func(s string) error {
+				if _, err := consulagent.ParseAddress(s); err != nil {
+					return wantError{}
+				}
+				return nil
+			})
+		},
+	},
+	{
+		"consul.token", "", "ACL token for the agent. Better in a file, which wins.", true,
+		func(c *Config) value { return secret(&c.Consul.Token) },
+	},
+	{
+		"consul.tokenFile", "", "File with the ACL token; it is read again when it changes.", true,
+		func(c *Config) value { return text(&c.Consul.TokenFile, "a path", nil) },
+	},
+	{
+		"consul.caFile", "", "File with the roots that vouch for the agent's TLS certificate. Empty: those of the system.", true,
+		func(c *Config) value { return text(&c.Consul.CAFile, "a path", nil) },
+	},
+	{
+		"consul.certFile", "", "File with a certificate to show to the agent, where it verifies clients.", true,
+		func(c *Config) value { return text(&c.Consul.CertFile, "a path", nil) },
+	},
+	{
+		"consul.keyFile", "", "File with the key of consul.certFile.", true,
+		func(c *Config) value { return text(&c.Consul.KeyFile, "a path", nil) },
+	},
+	{
+		"consul.serverName", "", "Name in the agent's TLS certificate, where it isn't the host of consul.address.", true,
+		func(c *Config) value { return text(&c.Consul.ServerName, "text", nil) },
+	},
+	{
+		"consul.datacenter", "", "Datacenter that is asked. Empty: the agent's.", true,
+		func(c *Config) value { return text(&c.Consul.Datacenter, "text", nil) },
+	},
+	{
+		"consul.namespace", "", "Namespace that is asked; Consul Enterprise only. Empty: that of the token.", true,
+		func(c *Config) value { return text(&c.Consul.Namespace, "text", nil) },
+	},
+	{
+		"consul.partition", "", "Admin partition that is asked; Consul Enterprise only. Empty: the agent's.", true,
+		func(c *Config) value { return text(&c.Consul.Partition, "text", nil) },
+	},
+
+	{
+		"identity.provider", string(ProviderEmbedded), "Where leaves and the trust bundle come from: embedded, a CA in a directory; files that something else renews; consul, the Connect CA of Consul.", true,
+		func(c *Config) value {
+			return enum(&c.Identity.Provider, ProviderEmbedded, ProviderFiles, ProviderConsul)
+		},
 	},
 	{
 		"identity.default", "", "Whom clients of tunnels meet that send no server name (SNI), as those of ztunnel: a workload of this node, or a SPIFFE ID. Empty: the workload, if the node has just one; else nobody.", false,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 )
@@ -165,6 +166,9 @@ func (c *Config) complete() error {
 		}
 		c.Node.Name = name
 	}
+	if c.Identity.Provider == ProviderConsul && c.Origin("node.trustDomain") == originDefault {
+		c.Node.TrustDomain = spiffeid.TrustDomain{} // Consul's has a UUID of its own
+	}
 	if c.Identity.Embedded.Dir == "" {
 		c.Identity.Embedded.Dir = filepath.Join(c.StateDir, "ca")
 	}
@@ -172,7 +176,10 @@ func (c *Config) complete() error {
 	if c.File == "" {
 		dir = ""
 	}
-	paths := []*string{&c.Identity.Embedded.Dir, &c.Identity.Files.Dir, &c.Identity.Files.Bundle}
+	paths := []*string{
+		&c.Identity.Embedded.Dir, &c.Identity.Files.Dir, &c.Identity.Files.Bundle,
+		&c.Consul.TokenFile, &c.Consul.CAFile, &c.Consul.CertFile, &c.Consul.KeyFile,
+	}
 	for i := range c.Identity.Files.Workloads {
 		paths = append(paths, &c.Identity.Files.Workloads[i].Cert, &c.Identity.Files.Workloads[i].Key)
 	}

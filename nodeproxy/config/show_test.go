@@ -198,3 +198,28 @@ func TestInForce(t *testing.T) {
 		t.Error("InForce changed what was read")
 	}
 }
+
+// TestSecret: a token is never shown, and its change is seen.
+func TestSecret(t *testing.T) {
+	a, b := load(t, "consul: {token: 8d5f8c8c-aaaa}\n"), load(t, "consul: {token: 8d5f8c8c-bbbb}\n")
+	shown := fmt.Sprint(a.Settings(), Diff(a, b))
+	if strings.Contains(shown, "8d5f8c8c") {
+		t.Errorf("the token is shown: %s", shown)
+	}
+	if changes := Diff(a, b); len(changes) != 1 || changes[0].Key != "consul.token" {
+		t.Errorf("changes: %v", changes)
+	}
+}
+
+// TestTrustDomainOfConsul: it is learned, unless somebody insists.
+func TestTrustDomainOfConsul(t *testing.T) {
+	for text, want := range map[string]string{
+		"node: {name: a}":              "mesh.internal",
+		"identity: {provider: consul}": "",
+		"{node: {trustDomain: x.consul}, identity: {provider: consul}}": "x.consul",
+	} {
+		if got := load(t, text).Node.TrustDomain.Name(); got != want {
+			t.Errorf("%s: trust domain %q, want %q", text, got, want)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 )
 
@@ -23,6 +24,7 @@ func (c *Config) Validate() error {
 		v.fail("runDir", "the path of a socket is bounded: 80 bytes at most", "%d bytes", len(c.RunDir))
 	}
 	v.ports()
+	v.consul()
 	v.identity()
 	v.resolvers()
 	seen := make(map[string]bool)
@@ -85,10 +87,10 @@ func (v *validation) ports() {
 func (v *validation) identity() {
 	id := &v.c.Identity
 	switch id.Provider {
+	case ProviderConsul:
+		v.noFiles()
 	case ProviderEmbedded:
-		v.unused("identity.files.dir", id.Files.Dir != "")
-		v.unused("identity.files.workloads", len(id.Files.Workloads) > 0)
-		v.unused("identity.files.bundle", id.Files.Bundle != "")
+		v.noFiles()
 		if d := id.Default.ID; !d.IsZero() && d.TrustDomain() != v.c.Node.TrustDomain {
 			v.fail("identity.default", "an identity of node.trustDomain", "%s, and the CA is for %s", d, v.c.Node.TrustDomain)
 		}
@@ -107,9 +109,36 @@ func (v *validation) identity() {
 	}
 }
 
+// noFiles: what a file holds is not used.
+func (v *validation) noFiles() {
+	files := &v.c.Identity.Files
+	v.unused("identity.files.dir", files.Dir != "")
+	v.unused("identity.files.workloads", len(files.Workloads) > 0)
+	v.unused("identity.files.bundle", files.Bundle != "")
+}
+
 func (v *validation) unused(key string, set bool) {
 	if set {
-		v.fail(key, "identity.provider: files, or nothing here", "set, and identity.provider is embedded")
+		v.fail(key, "identity.provider: files, or nothing here", "set, and identity.provider is %s", v.c.Identity.Provider)
+	}
+}
+
+func (v *validation) consul() {
+	s := &v.c.Consul
+	if (s.CertFile == "") != (s.KeyFile == "") {
+		v.fail("consul.certFile", "consul.certFile and consul.keyFile together", "one without the other")
+	}
+	if tls, err := consulagent.ParseAddress(s.Address); err != nil || tls {
+		return // an address that is none is reported when it is read
+	}
+	for _, k := range []struct{ key, value string }{
+		{"consul.caFile", s.CAFile},
+		{"consul.certFile", s.CertFile},
+		{"consul.serverName", s.ServerName},
+	} {
+		if k.value != "" {
+			v.fail(k.key, "an address with https:// in consul.address", "set, and consul.address is %s", s.Address)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -113,6 +114,20 @@ func text(p *string, want string, check func(string) error) value {
 		}
 		return s, nil
 	}, same, kindText)
+}
+
+// secret is a text that is not shown: a few digits of its digest tell whether it
+// has changed.
+func secret(p *string) value {
+	v := text(p, "text", nil)
+	v.get = func() []any {
+		if *p == "" {
+			return []any{""}
+		}
+		sum := sha256.Sum256([]byte(*p))
+		return []any{fmt.Sprintf("(hidden, SHA-256 begins with %x)", sum[:4])}
+	}
+	return v
 }
 
 // wantError is for values that are of the right type and not allowed: what is
