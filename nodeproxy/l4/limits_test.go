@@ -19,7 +19,7 @@ func TestConnectionLimit(t *testing.T) {
 		to := app(t, func(c *net.TCPConn) { io.Copy(c, c) })
 		target := l4.Target{Addr: to}
 		if m.in != nil {
-			target = through(t, m.in.addr, to)
+			target = m.through(t, to)
 		}
 		front := m.out.listenFor(routerFunc(func(*l4.Client) (l4.Route, error) {
 			return l4.Route{Session: m.out.book.open(target), Limit: limit}, nil
@@ -96,9 +96,15 @@ func TestSlowReaders(t *testing.T) {
 }
 
 func TestMemoryLimit(t *testing.T) {
-	m := newMesh(t, app(t, func(c *net.TCPConn) { c.Write(make([]byte, 64<<20)) }), nodeOptions{})
-	limit := l4.NewLimit(0, 1<<20)
-	target := through(t, m.in.addr, app(t, func(c *net.TCPConn) { c.Write(make([]byte, 64<<20)) }))
+	for name, start := range map[string]starter{"tunnel": newMesh, "line": newLineMesh} {
+		t.Run(name, func(t *testing.T) { testMemoryLimit(t, start) })
+	}
+}
+
+func testMemoryLimit(t *testing.T, start starter) {
+	m := start(t, app(t, func(c *net.TCPConn) { c.Write(make([]byte, 64<<20)) }), nodeOptions{})
+	limit := l4.NewLimit(0, 32<<10) // less than one helping
+	target := m.through(t, app(t, func(c *net.TCPConn) { c.Write(make([]byte, 64<<20)) }))
 	s := m.out.book.open(target)
 	dial(t, m.out.listenFor(routerFunc(func(*l4.Client) (l4.Route, error) {
 		return l4.Route{Session: s, Limit: limit}, nil

@@ -33,6 +33,7 @@ type node struct {
 	pool    *tunnel.Pool
 	relays  *l4.Relays
 	server  *tunnel.Server
+	lines   *tunnel.Lines
 	addr    netip.AddrPort // of the server
 	book    book
 	light   bool // sessions are not booked; belongs to the loop
@@ -44,7 +45,8 @@ type nodeOptions struct {
 	tunnel tunnel.Options
 	pool   tunnel.PoolOptions
 	relays l4.Options
-	gate   l4.Gate // of the server; nil for none
+	gate   l4.Gate     // of the server; nil for none
+	lines  l4.LineGate // of a server of lines
 }
 
 func newNode(t testing.TB, o nodeOptions) *node {
@@ -59,14 +61,20 @@ func newNode(t testing.TB, o nodeOptions) *node {
 	n.carrier = tunnel.NewCarrier(l, o.tunnel)
 	o.pool.Identity = o.ca
 	n.pool = tunnel.NewPool(n.carrier, o.pool)
+	n.lines = tunnel.NewLines(n.carrier, o.pool)
+	o.relays.Lines = n.lines
 	n.relays = l4.New(n.carrier, n.pool, o.relays)
 	go l.Run()
-	if o.gate != nil {
+	if o.gate != nil || o.lines != nil {
+		seat := tunnel.Seat{Carrier: n.carrier, Acceptor: n.relays.Gated(o.gate)}
+		if o.lines != nil {
+			seat.Lines = n.relays.GatedLines(o.lines)
+		}
 		n.server = tunnel.NewServer(tunnel.ServerOptions{
 			Config: func() *tls.Config {
 				return o.ca.ServerConfig(func(string) spiffeid.ID { return tunneltest.ID("server") })
 			},
-			Seats:  []tunnel.Seat{{Carrier: n.carrier, Acceptor: n.relays.Gated(o.gate)}},
+			Seats:  []tunnel.Seat{seat},
 			Logger: log,
 		})
 		fd, at := listen(t)
@@ -86,6 +94,7 @@ func (n *node) close() {
 	n.loop.Close()
 	<-n.loop.Done()
 	n.pool.Close()
+	n.lines.Close()
 }
 
 func (n *node) do(f func()) {
@@ -251,6 +260,17 @@ func identities(names ...string) tunnel.Identities {
 type mesh struct {
 	out, in *node
 	front   netip.AddrPort
+	lines   bool // between the two, instead of a tunnel
+}
+
+// through is the target app behind the mesh's other node.
+func (m *mesh) through(t testing.TB, app netip.AddrPort) l4.Target {
+	target := through(t, m.in.addr, app)
+	if m.lines {
+		target.Connect = nil
+		target.Tunnel.ServerName = lineName(app)
+	}
+	return target
 }
 
 // newMesh makes a client's node and a server's, and an outbound listener whose
@@ -267,6 +287,40 @@ func newMesh(t testing.TB, app netip.AddrPort, o nodeOptions) *mesh {
 	}))
 	return m
 }
+
+// newLineMesh is newMesh with lines instead of a tunnel. The server name says
+// where a stream goes.
+func newLineMesh(t testing.TB, app netip.AddrPort, o nodeOptions) *mesh {
+	t.Helper()
+	o.ca = tunneltest.NewCA(t)
+	m := &mesh{lines: true}
+	m.out = newNode(t, o)
+	o.lines = lineGateFunc(func(p *tunnel.Peer) (l4.Route, error) { return m.in.admitLine(p) })
+	m.in = newNode(t, o)
+	m.front = m.out.listenFor(routerFunc(func(*l4.Client) (l4.Route, error) {
+		return l4.Route{Session: m.out.book.open(m.through(t, app))}, nil
+	}))
+	return m
+}
+
+type lineGateFunc func(*tunnel.Peer) (l4.Route, error)
+
+func (f lineGateFunc) AdmitLine(p *tunnel.Peer) (l4.Route, error) { return f(p) }
+
+// admitLine lets everybody through to the port that the server name has.
+func (n *node) admitLine(p *tunnel.Peer) (l4.Route, error) {
+	var port uint16
+	if _, err := fmt.Sscanf(p.ServerName, "port-%d.test", &port); err != nil {
+		return l4.Route{}, reason.Wrap(reason.NoWorkload, err)
+	}
+	to := l4.Target{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)}
+	if n.light {
+		return l4.Route{Session: &tally{target: to}}, nil
+	}
+	return l4.Route{Session: n.book.open(to)}, nil
+}
+
+func lineName(app netip.AddrPort) string { return fmt.Sprintf("port-%d.test", app.Port()) }
 
 // direct makes one node whose front leads to app without a tunnel.
 func direct(t testing.TB, app netip.AddrPort, o nodeOptions) *mesh {

@@ -292,7 +292,7 @@ func TestPanicIsContained(t *testing.T) {
 		m := start(t, to, nodeOptions{})
 		target := l4.Target{Addr: to}
 		if m.in != nil {
-			target = through(t, m.in.addr, to)
+			target = m.through(t, to)
 		}
 		healthy := dial(t, m.front)
 		echo := func() error {

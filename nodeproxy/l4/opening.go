@@ -37,6 +37,7 @@ type opening struct {
 	target  Target
 	due     uint32          // of the route, or of this attempt
 	pending *tunnel.Pending // while it waits for a tunnel
+	line    *tunnel.PendingLine
 	stream  *h2.Stream      // once the CONNECT is sent, through via
 	via     tunnel.Tunnel
 	again   bool  // the same target a second time, because a GOAWAY crossed the first
@@ -116,6 +117,10 @@ func (o *opening) attempt() {
 		}
 		return
 	}
+	if t.Connect == nil {
+		o.openLine()
+		return
+	}
 	if s.pool == nil {
 		o.kill(errNoPool)
 		return
@@ -127,13 +132,36 @@ func (o *opening) attempt() {
 	}
 }
 
+func (o *opening) openLine() {
+	s, t := o.set, &o.target
+	if s.options.Lines == nil {
+		o.kill(errNoPool)
+		return
+	}
+	if p := s.options.Lines.Open(*t.Tunnel, s.timeout(t), o); p != nil {
+		o.line = p
+	}
+}
+
+// Secured implements tunnel.LineWaiter.
+func (o *opening) Secured(l *tunnel.Line) {
+	defer o.set.loop.Contain(o)
+	o.line = nil
+	o.leave()
+	o.route.Session.Connected(l.Peer())
+	o.set.connect(&wire{
+		reg: o.reg, line: l, state: heard(o.seen),
+		sess: o.route.Session, limit: o.route.Limit, idle: o.set.idle(&o.route),
+	})
+}
+
 // Opened implements tunnel.Waiter.
 func (o *opening) Opened(s *h2.Stream, via tunnel.Tunnel) { o.pending, o.stream, o.via = nil, s, via }
 
-// Failed implements tunnel.Waiter.
+// Failed implements tunnel.Waiter and tunnel.LineWaiter.
 func (o *opening) Failed(err error) {
 	defer o.set.loop.Contain(o)
-	o.pending = nil
+	o.pending, o.line = nil, nil
 	o.try(err)
 }
 
@@ -200,6 +228,7 @@ func (o *opening) leave() {
 	o.done = true
 	o.dial.cancel()
 	o.pending.Cancel()
+	o.line.Cancel()
 	strike(&o.set.setups, o)
 }
 
@@ -215,8 +244,9 @@ func (o *opening) look(now uint32) {
 		return
 	}
 	o.pending.Cancel()
+	o.line.Cancel()
 	o.dial.cancel()
-	o.pending, o.dial = nil, nil
+	o.pending, o.line, o.dial = nil, nil, nil
 	if s := o.stream; s != nil {
 		o.stream = nil
 		s.Reset(h2.Cancel)

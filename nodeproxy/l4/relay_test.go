@@ -60,8 +60,8 @@ func dial(t testing.TB, to netip.AddrPort) *net.TCPConn {
 
 type starter func(testing.TB, netip.AddrPort, nodeOptions) *mesh
 
-// ways are the two ways a connection can take; each must carry what TCP says.
-var ways = map[string]starter{"tunnel": newMesh, "direct": direct}
+// ways are those that a connection can take; each must carry what TCP says.
+var ways = map[string]starter{"tunnel": newMesh, "line": newLineMesh, "direct": direct}
 
 func eachWay(t *testing.T, f func(t *testing.T, start starter)) {
 	for name, start := range ways {

@@ -42,9 +42,11 @@ type Options struct {
 	// IdleTimeout ends connections on which nothing moved for so long; 0 means
 	// never.
 	IdleTimeout time.Duration
+	// Lines opens TLS connections for one stream each; nil when there are none.
+	Lines *tunnel.Lines
 	// Refused, if not nil, is called on the loop for each connection or stream
 	// that a Router or Gate, or a limit, refused. r is nil for connections, c for
-	// streams.
+	// streams; r has no more than the peer for lines.
 	Refused func(c *Client, r *Request, err error)
 }
 

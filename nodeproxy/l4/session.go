@@ -29,10 +29,11 @@ type Session interface {
 	Closed(why reason.Reason, detail string)
 }
 
-// Target is a way to an endpoint: a stream in a tunnel, or a socket.
+// Target is a way to an endpoint: a stream in a tunnel, a line, or a socket.
 type Target struct {
 	// Tunnel and Connect lead through a tunnel: whose, and the CONNECT for it.
-	// Both are nil for a socket.
+	// Without Connect it is a line, a TLS connection for this stream alone. Both
+	// are nil for a socket.
 	Tunnel  *tunnel.Key
 	Connect *h2.Block
 	// Addr is where a socket connects to.

@@ -90,19 +90,23 @@ type Carrier struct {
 	http2   h2.Config
 	out     *loop.Pool
 	conns   map[*conn]struct{}
+	lineOut *loop.Pool
+	lines   map[*Line]struct{}
 	settles []loop.Flusher
 }
 
 // NewCarrier prepares l. Call it before l runs, or on l.
 func NewCarrier(l *loop.Loop, o Options) *Carrier {
 	o.setDefaults()
-	c := &Carrier{loop: l, options: o, http2: o.HTTP2, conns: make(map[*conn]struct{})}
+	c := &Carrier{loop: l, options: o, http2: o.HTTP2, conns: make(map[*conn]struct{}), lines: make(map[*Line]struct{})}
 	slots := o.HTTP2.Slots
 	if slots == 0 {
 		slots = h2.DefaultSlots
 	}
 	// Two more than one Reserve fills: control frames, and what a turn begins with.
 	c.out = l.NewPool((slots + 2) * (recordSize + recordOverhead))
+	// One more record than a Write fills: an alert, the answer to a KeyUpdate.
+	c.lineOut = l.NewPool(LineWrite + recordSize + (LineWrite/recordSize+1)*lineRecordOverhead)
 	if c.http2.ConnWindow == 0 {
 		c.http2.ConnWindow = connWindow
 	}
@@ -134,5 +138,8 @@ func (c *Carrier) lookAround() {
 	now, day := c.loop.Now(), c.options.Clock()
 	for conn := range c.conns {
 		conn.lookAround(now, day)
+	}
+	for line := range c.lines {
+		line.lookAround(now, day)
 	}
 }

@@ -120,7 +120,7 @@ func setBuffer(fd, force, plain, size int) {
 }
 
 // connect dials and shakes hands.
-func (o *PoolOptions) connect(ctx context.Context, key Key) (s *secured, err error) {
+func (o *PoolOptions) connect(ctx context.Context, key Key, by transport) (s *secured, err error) {
 	begin := time.Now()
 	defer func() {
 		if o.Observe == nil {
@@ -143,6 +143,9 @@ func (o *PoolOptions) connect(ctx context.Context, key Key) (s *secured, err err
 		return nil, reason.Wrap(reason.Of(err), fmt.Errorf("dial tunnel: %w", err))
 	}
 	o.Sockets.apply(nc)
+	if by == mtls {
+		keepAlive(nc)
+	}
 	if err := o.Handshakes.acquire(ctx); err != nil {
 		nc.Close()
 		return nil, reason.Wrap(reason.LimitHandshakes, err)
@@ -150,7 +153,7 @@ func (o *PoolOptions) connect(ctx context.Context, key Key) (s *secured, err err
 	defer o.Handshakes.release()
 	ctx, cancel := context.WithTimeout(ctx, o.HandshakeTimeout)
 	defer cancel()
-	s, err = o.Handshake.client(ctx, nc, config)
+	s, err = o.Handshake.client(ctx, nc, config, by)
 	if err != nil {
 		return nil, fmt.Errorf("tunnel to %s: %w", key.Addr, err)
 	}

@@ -17,8 +17,28 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 )
 
-// alpn is the only protocol that a tunnel negotiates (HBONE: exactly "h2").
-const alpn = "h2"
+// transport is what the handshakes of one kind of connection insist on.
+type transport struct {
+	version uint16 // the least of TLS
+	// alpn is the only protocol that is negotiated; empty negotiates none, and
+	// takes what the peer offers as no promise.
+	alpn string
+}
+
+var (
+	// hbone: TLS 1.3 and exactly "h2", as ztunnel has it.
+	hbone = transport{tls.VersionTLS13, "h2"}
+	// mtls: Consul's sidecars stop at TLS 1.2 as clients unless they are told
+	// otherwise, and the SDK offers "h2" for plain TCP.
+	mtls = transport{tls.VersionTLS12, ""}
+)
+
+// aeads are the cipher suites of TLS 1.2; those of TLS 1.3 are no choice.
+var aeads = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
 
 // ErrALPN: the peer does not speak HTTP/2.
 var ErrALPN = errors.New("peer did not negotiate h2")
@@ -36,46 +56,50 @@ type secured struct {
 type HandshakeFunc func(context.Context, *tls.Conn) error
 
 // client secures a connection that was dialled. It closes nc.
-func (f HandshakeFunc) client(ctx context.Context, nc net.Conn, config *tls.Config) (*secured, error) {
+func (f HandshakeFunc) client(ctx context.Context, nc net.Conn, config *tls.Config, by transport) (*secured, error) {
 	shown := new(leaf)
-	return f.shake(ctx, nc, shown, func(m *memory) *tls.Conn {
-		return tls.Client(m, shown.watch(forTunnel(config)))
+	return f.shake(ctx, nc, shown, by, func(m *memory) *tls.Conn {
+		return tls.Client(m, shown.watch(by.of(config)))
 	})
 }
 
 // server secures a connection that was accepted. It closes nc.
-func (f HandshakeFunc) server(ctx context.Context, nc net.Conn, config *tls.Config) (*secured, error) {
+func (f HandshakeFunc) server(ctx context.Context, nc net.Conn, config *tls.Config, by transport) (*secured, error) {
 	shown := new(leaf)
-	return f.shake(ctx, nc, shown, func(m *memory) *tls.Conn {
-		c := shown.watch(forTunnel(config))
+	return f.shake(ctx, nc, shown, by, func(m *memory) *tls.Conn {
+		c := shown.watch(by.of(config))
 		if choose := config.GetConfigForClient; choose != nil {
 			c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 				chosen, err := choose(h)
 				if chosen == nil || err != nil {
 					return nil, err
 				}
-				return shown.watch(forTunnel(chosen)), nil
+				return shown.watch(by.of(chosen)), nil
 			}
 		}
 		return tls.Server(m, c)
 	})
 }
 
-// forTunnel sets what tunnels insist on. Session resumption would carry an
+// of makes config one for the transport. Session resumption would carry an
 // identity beyond the life of its leaf. Small records at the start of a burst
 // (dynamic record sizing) are for browsers; here every DATA frame is laid out
 // to fill a record.
-func forTunnel(config *tls.Config) *tls.Config {
+func (by transport) of(config *tls.Config) *tls.Config {
 	c := config.Clone()
-	c.MinVersion = tls.VersionTLS13
-	c.NextProtos = []string{alpn}
+	c.MinVersion = by.version
+	c.CipherSuites = aeads
+	c.NextProtos = nil
+	if by.alpn != "" {
+		c.NextProtos = []string{by.alpn}
+	}
 	c.SessionTicketsDisabled = true
 	c.ClientSessionCache = nil
 	c.DynamicRecordSizingDisabled = true
 	return c
 }
 
-func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, secure func(*memory) *tls.Conn) (*secured, error) {
+func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, by transport, secure func(*memory) *tls.Conn) (*secured, error) {
 	defer nc.Close()
 	m := &memory{Conn: nc}
 	conn := secure(m)
@@ -86,7 +110,7 @@ func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, secu
 		return nil, shakeError(ctx, err)
 	}
 	state := conn.ConnectionState()
-	if state.NegotiatedProtocol != alpn {
+	if state.NegotiatedProtocol != by.alpn {
 		return nil, reason.Wrap(reason.TLSHandshake, ErrALPN)
 	}
 	peer, err := peerOf(&state, shown.cert, nc)

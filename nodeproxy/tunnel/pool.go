@@ -176,7 +176,7 @@ func (p *Pool) dial(t *peer) {
 	t.dialing++
 	p.stats.Dials++
 	p.dialing.Go(func() {
-		s, err := p.options.connect(p.ctx, t.key)
+		s, err := p.options.connect(p.ctx, t.key, hbone)
 		posted := p.carrier.loop.Post(func() {
 			t.dialing--
 			if err == nil {

@@ -28,4 +28,14 @@ func (c *Carrier) Remotes(sum map[Remote]Tunnels) {
 		t.Streams += conn.h2.Streams()
 		sum[at] = t
 	}
+	for line := range c.lines {
+		at := Remote{Addr: line.peer.Remote, Client: line.is(lineClient)}
+		if !at.Client {
+			at.Addr = netip.AddrPortFrom(at.Addr.Addr(), 0)
+		}
+		t := sum[at]
+		t.Connections++
+		t.Streams++
+		sum[at] = t
+	}
 }

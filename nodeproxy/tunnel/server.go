@@ -28,10 +28,18 @@ type Acceptor interface {
 	Accept(via Tunnel, s *h2.Stream, r *h2.Request) h2.Sink
 }
 
+// LineAcceptor takes the lines that peers open, each with the one stream that
+// it carries. It is called on the loop of its Seat and must not wait. The line
+// belongs to it.
+type LineAcceptor interface{ AcceptLine(*Line) }
+
 // Seat is a loop that takes a server's connections.
 type Seat struct {
 	Carrier  *Carrier
 	Acceptor Acceptor
+	// Lines, if not nil, makes each connection a line; there are no streams for
+	// Acceptor then. All seats of a server have it, or none.
+	Lines LineAcceptor
 }
 
 // ServerOptions configures a Server. Config and Seats are required.
@@ -58,6 +66,7 @@ type ServerOptions struct {
 // Server accepts tunnels. Its methods may be called from any goroutine.
 type Server struct {
 	options ServerOptions
+	by      transport
 	ctx     context.Context
 	cancel  context.CancelFunc
 	tasks   sync.WaitGroup
@@ -95,6 +104,9 @@ func NewServer(o ServerOptions) *Server {
 		shaking:   make(map[netip.Addr]int),
 		idle:      make(chan struct{}),
 	}
+	if s.by = hbone; o.Seats[0].Lines != nil {
+		s.by = mtls
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -102,25 +114,38 @@ func NewServer(o ServerOptions) *Server {
 // Listen accepts from the listening socket fd, which stays the caller's, until
 // Drain or Close.
 func (s *Server) Listen(fd int) error {
+	_, err := s.ListenUntil(fd)
+	return err
+}
+
+// ListenUntil is Listen, and returns what ends it earlier.
+func (s *Server) ListenUntil(fd int) (stop func(), err error) {
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("duplicate listener: %w", err)
+		return nil, fmt.Errorf("duplicate listener: %w", err)
 	}
 	f := os.NewFile(uintptr(own), "tunnel listener")
 	ln, err := net.FileListener(f)
 	_ = f.Close()
 	if err != nil {
-		return fmt.Errorf("listen for tunnels: %w", err)
+		return nil, fmt.Errorf("listen for tunnels: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
 		_ = ln.Close()
-		return ErrDraining
+		return nil, ErrDraining
 	}
 	s.listeners[ln] = struct{}{}
 	s.tasks.Go(func() { s.accept(ln) })
-	return nil
+	return func() { s.unlisten(ln) }, nil
+}
+
+func (s *Server) unlisten(ln net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = ln.Close()
+	delete(s.listeners, ln)
 }
 
 // Connections is the number of tunnels that are open.
@@ -189,9 +214,12 @@ func (s *Server) shake(nc net.Conn, from netip.Addr) (*secured, error) {
 	}
 	defer s.exit(from)
 	s.options.Sockets.apply(nc)
+	if s.by == mtls {
+		keepAlive(nc)
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.options.HandshakeTimeout)
 	defer cancel()
-	return s.options.Handshake.server(ctx, nc, s.options.Config())
+	return s.options.Handshake.server(ctx, nc, s.options.Config(), s.by)
 }
 
 func (s *Server) enter(from netip.Addr) bool {
@@ -219,6 +247,10 @@ func (s *Server) seat(sec *secured) {
 	s.open++
 	s.mu.Unlock()
 	err := seat.Carrier.loop.Post(func() {
+		if seat.Lines != nil {
+			s.seatLine(seat, sec)
+			return
+		}
 		c, err := seat.Carrier.adopt(sec, &hosted{s, seat.Acceptor}, false)
 		if err != nil {
 			s.options.Logger.Warn("adopt tunnel", "error", err)
@@ -234,6 +266,24 @@ func (s *Server) seat(sec *secured) {
 		s.left()
 	}
 }
+
+// seatLine gives a connection to the seat as a line. A server that stops lets
+// it go on as it does with streams.
+func (s *Server) seatLine(seat Seat, sec *secured) {
+	l, err := seat.Carrier.adoptLine(sec, lineOf{s}, false)
+	if err != nil {
+		s.options.Logger.Warn("adopt tunnel", "error", err)
+		s.left()
+		return
+	}
+	defer seat.Carrier.loop.Contain(l)
+	seat.Lines.AcceptLine(l)
+}
+
+// lineOf is the role of a server's lines.
+type lineOf struct{ server *Server }
+
+func (r lineOf) ended() { r.server.left() }
 
 func (s *Server) stopping() bool {
 	s.mu.Lock()
@@ -285,6 +335,15 @@ func (s *Server) Close() {
 	s.cancel()
 	s.tasks.Wait()
 	s.each(func(c *conn) { c.fail(ErrDraining) })
+	for _, seat := range s.options.Seats {
+		_ = seat.Carrier.loop.Post(func() {
+			for l := range seat.Carrier.lines {
+				if l.role == (lineOf{s}) {
+					l.fail(ErrDraining)
+				}
+			}
+		})
+	}
 }
 
 func (s *Server) stop() {
