@@ -15,6 +15,7 @@ type nodeIndex struct {
 	workloads map[Name]*Workload
 	upstreams map[upstreamKey]Upstream
 	local     map[addrKey][]Target
+	incoming  incoming
 }
 
 type upstreamKey struct {
@@ -33,6 +34,7 @@ func (b *build) nodeIndex(prev, s *Snapshot) nodeIndex {
 	}
 	if workloads || b.ownLocal {
 		n.local = b.indexLocal(s, n.workloads)
+		n.incoming = indexIncoming(s.in.Workloads, n.local)
 	}
 	return n
 }

@@ -32,6 +32,9 @@ type Workload struct {
 	// MaxConnections bounds the workload's proxied connections, inbound and
 	// outbound together; 0 means the node's default.
 	MaxConnections int `json:"maxConnections,omitempty"`
+	// MTLSPort is the port on which the node takes mutual TLS connections for
+	// this workload alone, from clients that send no server name; 0 means none.
+	MTLSPort uint16 `json:"mtlsPort,omitempty"`
 	// Bypass takes the workload out of the mesh: nothing is captured.
 	Bypass bool `json:"bypass,omitempty"`
 }

@@ -126,6 +126,11 @@ func (d *decoder) reach(m *yamlconf.Map, e *mesh.Endpoint, n *node) {
 	transport, tunnel := m.Get("transport"), m.Get("tunnel")
 	e.Transport = either(transport, e.Transport, mesh.TransportHBONE, mesh.TransportMTLS, mesh.TransportNone)
 	e.Tunnel = tunnel.AddrPort()
+	if sni := m.Get("sni"); sni.Present() {
+		if e.SNI = sni.Hostname(); e.Transport == mesh.TransportNone {
+			sni.Reject("found sni with transport none", "transport hbone or mtls, or no sni")
+		}
+	}
 	switch {
 	case e.Transport == mesh.TransportNone:
 		for _, key := range []string{"tunnel", "identity", "workload"} {

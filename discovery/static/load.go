@@ -98,6 +98,7 @@ type decoder struct {
 	services        map[mesh.Name]*service
 	policies        map[mesh.Name]string // place
 	selectors       map[mesh.Selector]taken
+	ownPorts        map[uint16]taken
 	claimed         map[string]taken // virtual IPs and hostnames
 	listening       map[listenKey]listening
 	authorizationAt string // its place
@@ -119,6 +120,7 @@ func newDecoder(opts Options) *decoder {
 		services:  make(map[mesh.Name]*service),
 		policies:  make(map[mesh.Name]string),
 		selectors: make(map[mesh.Selector]taken),
+		ownPorts:  make(map[uint16]taken),
 		claimed:   make(map[string]taken),
 		listening: make(map[listenKey]listening),
 	}

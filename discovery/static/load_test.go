@@ -46,7 +46,7 @@ services:
   - {address: 10.0.0.2, port: 5432, workload: pg}
   - {address: 203.0.113.1, port: 5432, transport: none, locality: {region: us}}
   - {address: 203.0.113.2, port: 5432, identity: "spiffe://other.org/db"}
-  - {address: 203.0.113.3, port: 5432, identity: "spiffe://other.org/db", transport: mtls, tunnel: 203.0.113.3:20000}
+  - {address: 203.0.113.3, port: 5432, identity: "spiffe://other.org/db", transport: mtls, tunnel: 203.0.113.3:20000, sni: db.default.dc1.internal.other.org}
 workloads:
 - name: web
   match: [{unit: web.service}, {unit: "web@*.service"}]
@@ -93,7 +93,7 @@ func TestLoad(t *testing.T) {
 					{Address: addr("10.0.0.2"), Ports: []uint16{5432}, Node: "b", Workload: pg, Transport: "hbone", Tunnel: ap("192.0.2.2:25008"), Identity: id("spiffe://example.org/custom"), Weight: 1, Locality: b},
 					{Address: addr("203.0.113.1"), Ports: []uint16{5432}, Transport: "none", Weight: 1, Locality: mesh.Locality{Region: "us"}},
 					{Address: addr("203.0.113.2"), Ports: []uint16{5432}, Transport: "hbone", Tunnel: ap("203.0.113.2:15008"), Identity: id("spiffe://other.org/db"), Weight: 1},
-					{Address: addr("203.0.113.3"), Ports: []uint16{5432}, Transport: "mtls", Tunnel: ap("203.0.113.3:20000"), Identity: id("spiffe://other.org/db"), Weight: 1},
+					{Address: addr("203.0.113.3"), Ports: []uint16{5432}, Transport: "mtls", Tunnel: ap("203.0.113.3:20000"), Identity: id("spiffe://other.org/db"), SNI: "db.default.dc1.internal.other.org", Weight: 1},
 				},
 			},
 			{

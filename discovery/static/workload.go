@@ -50,6 +50,10 @@ func (d *decoder) workload(m *yamlconf.Map) {
 	if v := m.Get("maxConnections"); v.Present() {
 		w.MaxConnections = int(v.Int(1, 1<<24))
 	}
+	if v := m.Get("mtlsPort"); v.Present() {
+		w.MTLSPort = v.Port()
+		d.ownPort(v, w, here)
+	}
 	w.Bypass = m.Get("bypass").Bool()
 	if w.Name.Name == "" {
 		return
@@ -62,6 +66,18 @@ func (d *decoder) workload(m *yamlconf.Map) {
 	if here {
 		d.out.Workloads = append(d.out.Workloads, w.Workload)
 	}
+}
+
+// ownPort refuses a port of this node that another workload has for itself.
+func (d *decoder) ownPort(v yamlconf.Value, w *workload, here bool) {
+	if !here || w.MTLSPort == 0 {
+		return
+	}
+	if before, dup := d.ownPorts[w.MTLSPort]; dup {
+		v.Rejectf("port %d belongs to workload %q already, at %s", w.MTLSPort, before.by, before.place)
+		return
+	}
+	d.ownPorts[w.MTLSPort] = taken{w.Name, v.Position()}
 }
 
 // either decodes one of the words, or returns otherwise if v is absent.

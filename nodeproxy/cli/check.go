@@ -49,6 +49,7 @@ func probeOptions(ctx context.Context, conf *config.Config) probe.Options {
 		{Network: "tcp", Port: l.Outbound, For: "outbound"},
 		{Network: "tcp", Port: l.InboundPlain, For: "inbound plaintext"},
 		{Network: "tcp", Port: l.InboundHBONE.Port(), For: "inbound hbone"},
+		{Network: "tcp", Port: l.InboundMTLS.Port(), For: "inbound mtls"},
 		{Network: "tcp", Port: l.DNS, For: "DNS"},
 		{Network: "udp", Port: l.DNS, For: "DNS"},
 		{Network: "tcp", Port: l.Metrics.Port(), For: "metrics"},

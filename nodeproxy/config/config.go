@@ -74,6 +74,7 @@ type Listeners struct {
 	Outbound     uint16
 	InboundPlain uint16
 	InboundHBONE netip.AddrPort
+	InboundMTLS  netip.AddrPort // invalid when it is off
 	DNS          uint16
 	// Metrics and Readiness are invalid when they are off.
 	Metrics, Readiness netip.AddrPort

@@ -108,6 +108,10 @@ var table = []key{
 		func(c *Config) value { return listen(&c.Listeners.InboundHBONE) },
 	},
 	{
+		"listeners.inboundMTLS", off, "Where mutual TLS connections for one stream each arrive, as Consul's sidecars open them (20000 by custom). off: nowhere.", true,
+		func(c *Config) value { return listenOrOff(&c.Listeners.InboundMTLS) },
+	},
+	{
 		"listeners.dns", "15053", "Port on loopback, UDP and TCP, that workloads' DNS queries are sent to.", true,
 		func(c *Config) value { return port(&c.Listeners.DNS) },
 	},

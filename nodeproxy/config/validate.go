@@ -58,7 +58,7 @@ func (v *validation) node() {
 }
 
 // ports: the node's listeners must not meet. The kernel keeps everybody else
-// off the first four in all addresses, so the addresses don't tell them apart.
+// off the first five in all addresses, so the addresses don't tell them apart.
 func (v *validation) ports() {
 	l := &v.c.Listeners
 	taken := make(map[uint16]string)
@@ -69,6 +69,7 @@ func (v *validation) ports() {
 		{"listeners.outbound", l.Outbound},
 		{"listeners.inboundPlain", l.InboundPlain},
 		{"listeners.inboundHBONE", l.InboundHBONE.Port()},
+		{"listeners.inboundMTLS", l.InboundMTLS.Port()},
 		{"listeners.dns", l.DNS},
 		{"listeners.metrics", l.Metrics.Port()},
 		{"listeners.readiness", l.Readiness.Port()},

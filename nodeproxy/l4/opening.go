@@ -38,7 +38,7 @@ type opening struct {
 	due     uint32          // of the route, or of this attempt
 	pending *tunnel.Pending // while it waits for a tunnel
 	line    *tunnel.PendingLine
-	stream  *h2.Stream      // once the CONNECT is sent, through via
+	stream  *h2.Stream // once the CONNECT is sent, through via
 	via     tunnel.Tunnel
 	again   bool  // the same target a second time, because a GOAWAY crossed the first
 	dial    *dial // to a socket

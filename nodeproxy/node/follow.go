@@ -139,6 +139,7 @@ func (n *Node) applyCapture(ctx context.Context) {
 		return
 	}
 	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
+	n.lines.follow(ctx, s.Workloads())
 	err := n.capture.Apply(captureState(s, n.namespaces.cookieOf, n.bypassed.all()))
 	n.applyError.set(err)
 	if err != nil {

@@ -18,10 +18,11 @@ import (
 )
 
 // gate decides about what arrives for workloads of this node: streams in
-// tunnels, and plaintext that capture steers here. One per loop.
+// tunnels, lines, and plaintext that capture steers here. One per loop.
 type gate struct {
 	node  *Node
 	shard *telemetry.Shard
+	turn  int // among a service's instances here
 }
 
 // Admit implements l4.Gate: a CONNECT in a tunnel.
@@ -110,6 +111,7 @@ type inbound struct {
 	policy       string
 	netns        uint64 // where plaintext came in
 	attempt      int
+	instances    []netip.AddrPort // that may do as well as to
 }
 
 var errNobody = reason.Wrap(reason.NoWorkload, errors.New("no workload of this node has this address"))
@@ -154,11 +156,13 @@ func (s *inbound) Next(failed error) (l4.Target, error) {
 	t := l4.Target{Addr: s.to, Socket: s.gate.node.socketFrom(n.cookie, s.client), Timeout: s.gate.node.settings().connectTimeout}
 	switch {
 	case s.attempt == 1:
-		s.begin(s.record(), nil)
+		s.begin(s.record(), failed)
 		return t, nil
 	case s.attempt == 2 && notThere(failed) && !s.to.Addr().IsLoopback():
 		t.Addr = netip.AddrPortFrom(loopbackOf(s.to.Addr()), s.to.Port())
 		return t, nil
+	case len(s.instances) > 0 && notThere(failed):
+		return s.elsewhere(failed)
 	default:
 		return l4.Target{}, failed
 	}

@@ -68,6 +68,7 @@ type Node struct {
 	loops      []*worker
 	namespaces *namespaces
 	tunnels    *tunnel.Server
+	lines      *lineServer
 	resolver   *dns.Server
 	admin      *admin.Server
 	manager    systemd.Notifier
@@ -166,7 +167,7 @@ func (n *Node) startCapture(context.Context) error {
 func portsOf(c *config.Config) sockmap.Ports {
 	return sockmap.Ports{
 		Outbound: c.Listeners.Outbound, InboundPlain: c.Listeners.InboundPlain,
-		InboundHBONE: c.Listeners.InboundHBONE.Port(), DNS: c.Listeners.DNS,
+		InboundHBONE: c.Listeners.InboundHBONE.Port(), InboundMTLS: c.Listeners.InboundMTLS.Port(), DNS: c.Listeners.DNS,
 	}
 }
 
@@ -182,7 +183,10 @@ func (n *Node) startListeners(ctx context.Context) error {
 		return err
 	}
 	defer ln.Close() // the server has a descriptor of its own
-	return withFD(ln, n.tunnels.Listen)
+	if err := withFD(ln, n.tunnels.Listen); err != nil {
+		return err
+	}
+	return n.startLines(ctx)
 }
 
 // listenAddress: an unspecified IPv4 address means both families.
@@ -246,6 +250,7 @@ func (n *Node) beginDrain() {
 		w.drain()
 	}
 	n.tunnels.Leave()
+	n.lines.Leave()
 }
 
 // drain lets open connections finish, for as long as is configured.
@@ -256,6 +261,9 @@ func (n *Node) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	if err := n.tunnels.Drain(ctx); err != nil {
+		n.log.Info("drain timeout is over", "error", err)
+	}
+	if err := n.lines.Drain(ctx); err != nil {
 		n.log.Info("drain timeout is over", "error", err)
 	}
 	n.awaitIdle(ctx)
@@ -292,6 +300,9 @@ func (n *Node) stop() {
 	}
 	if n.tunnels != nil {
 		n.tunnels.Close()
+	}
+	if n.lines != nil {
+		n.lines.Close()
 	}
 	for _, w := range n.loops {
 		w.close()

@@ -230,32 +230,41 @@ func (s *outbound) target() (l4.Target, error) {
 
 func (s *outbound) tunnelTarget(t l4.Target) (l4.Target, error) {
 	e := s.endpoint
-	if e.Transport != mesh.TransportHBONE || !e.Tunnel.IsValid() {
+	if e.Transport != mesh.TransportHBONE && e.Transport != mesh.TransportMTLS || !e.Tunnel.IsValid() {
 		return t, reason.Wrap(reason.ConnectUnreachable, fmt.Errorf("endpoint %s: no tunnel (transport %q)", t.Addr, e.Transport))
-	}
-	block, err := h2.ConnectBlock(t.Addr.String())
-	if err != nil {
-		return t, reason.Wrap(reason.Internal, fmt.Errorf("encode authority %s: %w", t.Addr, err))
-	}
-	// As ztunnel does (HBONE): who the client is, for the server's eyes.
-	if err := errors.Join(
-		block.Add("forwarded", forwarded(s.trueSource(), s.service.Name)),
-		block.Add("baggage", baggage(s.source.Name)),
-	); err != nil {
-		return t, reason.Wrap(reason.Internal, fmt.Errorf("encode request: %w", err))
 	}
 	name := e.SNI
 	if name == "" {
 		name = s.router.serverName(e.Identity)
 	}
-	t.Connect = block
 	t.Tunnel = &tunnel.Key{
 		Source:       s.source.Identity,
 		Destinations: accepted(e),
 		Addr:         e.Tunnel,
 		ServerName:   name,
 	}
-	return t, nil
+	if e.Transport == mesh.TransportMTLS {
+		return t, nil
+	}
+	var err error
+	t.Connect, err = s.connect(t.Addr)
+	return t, err
+}
+
+// connect is the CONNECT for an endpoint.
+func (s *outbound) connect(to netip.AddrPort) (*h2.Block, error) {
+	block, err := h2.ConnectBlock(to.String())
+	if err != nil {
+		return nil, reason.Wrap(reason.Internal, fmt.Errorf("encode authority %s: %w", to, err))
+	}
+	// As ztunnel does (HBONE): who the client is, for the server's eyes.
+	if err := errors.Join(
+		block.Add("forwarded", forwarded(s.trueSource(), s.service.Name)),
+		block.Add("baggage", baggage(s.source.Name)),
+	); err != nil {
+		return nil, reason.Wrap(reason.Internal, fmt.Errorf("encode request: %w", err))
+	}
+	return block, nil
 }
 
 // accepted are the identities that an endpoint may prove.
@@ -318,6 +327,8 @@ func (s *outbound) record() telemetry.Record {
 		r.Path = telemetry.PathPassthrough
 	case s.local():
 		r.Path = telemetry.PathDirect
+	case e.Transport == mesh.TransportMTLS:
+		r.Path = telemetry.PathMTLS
 	}
 	return r
 }

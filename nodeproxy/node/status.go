@@ -229,6 +229,9 @@ func (n *Node) listenerStatus(c *config.Config) (list []api.Listener) {
 		}
 	}
 	list = append(list, api.Listener{Name: "inbound-hbone", Address: listenAddress(c.Listeners.InboundHBONE)})
+	if at := c.Listeners.InboundMTLS; at.IsValid() {
+		list = append(list, api.Listener{Name: "inbound-mtls", Address: listenAddress(at)})
+	}
 	for _, name := range []string{admin.ListenerAdmin, admin.ListenerMetrics, admin.ListenerReadiness} {
 		if a := n.admin.Addr(name); a != nil {
 			list = append(list, api.Listener{Name: name, Address: a.String()})

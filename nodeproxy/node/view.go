@@ -43,9 +43,14 @@ func newViews(standard func() config.DefaultIdentity) *views {
 
 func (v *views) load() *view { return v.current.Load() }
 
-// Local implements identity.Local over whatever is in force.
+// Local implements identity.Local over whatever is in force: by meshproxy's own
+// names, or by those of Consul.
 func (v *views) Local(serverName string) (spiffeid.ID, bool) {
-	return v.load().names.Local(serverName)
+	now := v.load()
+	if id, ok := now.names.Local(serverName); ok {
+		return id, true
+	}
+	return now.snapshot.ServerName(serverName)
 }
 
 // derive makes the view of a snapshot. most is the default limit of a

@@ -41,6 +41,7 @@ type worker struct {
 	loop    *loop.Loop
 	carrier *tunnel.Carrier
 	pool    *tunnel.Pool
+	lines   *tunnel.Lines
 	relays  *l4.Relays
 	router  *router
 	gate    *gate
@@ -52,7 +53,8 @@ type worker struct {
 func loopCount() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
 func (n *Node) startLoops(context.Context) error {
-	handshakes := tunnel.NewSemaphore(128)
+	// Those of lines are apart: there are many more of them.
+	handshakes, lineHandshakes := tunnel.NewSemaphore(128), tunnel.NewSemaphore(256)
 	for i := range loopCount() {
 		w := &worker{node: n}
 		var err error
@@ -72,7 +74,11 @@ func (n *Node) startLoops(context.Context) error {
 			Handshakes: handshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
 			MaxConns: maxTunnels,
 		})
-		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log})
+		w.lines = tunnel.NewLines(w.carrier, tunnel.PoolOptions{
+			Identity: lineIdentity{n.provider}, Control: n.capture.Control, Handshake: shakeHands,
+			Handshakes: lineHandshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
+		})
+		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log, Lines: w.lines})
 		w.router, w.gate = newRouter(n, shard), &gate{node: n, shard: shard}
 		w.turned.Store(time.Now().UnixNano())
 		n.loops = append(n.loops, w)
@@ -192,10 +198,11 @@ func (w *worker) remotes() map[tunnel.Remote]tunnel.Tunnels {
 }
 
 // drain opens no new tunnels; what is open goes on.
-func (w *worker) drain() { _ = w.loop.Post(w.pool.Drain) }
+func (w *worker) drain() { _ = w.loop.Post(func() { w.pool.Drain(); w.lines.Drain() }) }
 
 func (w *worker) close() {
 	w.pool.Close()
+	w.lines.Close()
 	w.loop.Close()
 	<-w.loop.Done()
 }

@@ -28,8 +28,8 @@ const lineRecordOverhead = 5 + 8 + 16
 const lineReplies = 16 << 10
 
 var (
-	errTruncated  = reason.Wrap(reason.TunnelReset, errors.New("peer ended the connection without close_notify"))
-	errLineFlood  = reason.Wrap(reason.LimitFlood, errors.New("peer asks for answers that it does not take"))
+	errTruncated = reason.Wrap(reason.TunnelReset, errors.New("peer ended the connection without close_notify"))
+	errLineFlood = reason.Wrap(reason.LimitFlood, errors.New("peer asks for answers that it does not take"))
 )
 
 // Line is a TLS connection that carries one stream, as Consul's sidecars speak
