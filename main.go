@@ -14,6 +14,7 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/cli"
 	"github.com/meshproxy/meshproxy/nodeproxy/node"
 	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/netns/helper"
 	"github.com/meshproxy/meshproxy/sockmap/probe"
 	"github.com/meshproxy/meshproxy/tests/demo"
 )
@@ -26,6 +27,7 @@ func main() {
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Colour: showsColour(),
 		Run:   func(ctx context.Context, o cli.RunOptions) error { return node.Run(ctx, node.Options(o)) },
 		Check: probe.Run, Leave: sockmap.Leave, Demo: demo.Run,
+		HelpNetNS: func(ctx context.Context, o helper.Options, fd int) error { return helper.NewServer(o).Serve(ctx, fd) },
 	}))
 }
 

@@ -17,7 +17,7 @@ func (c *Capture) listening() (map[bpf.CapturePortKey]uint32, error) {
 		if ns.fd == nil {
 			continue // of an earlier process; nobody asks there meanwhile
 		}
-		s, err := sockdiag.Open(int(ns.fd.Fd()))
+		s, err := sockdiag.OpenBy(c.opts.Namespaces, ns.entry())
 		if err != nil {
 			return nil, fmt.Errorf("list listeners: %w", err)
 		}

@@ -26,6 +26,16 @@ type namespace struct {
 	fd *os.File
 	// program is loaded and not attached yet, unless nil.
 	program *ebpf.Program
+	// own says that it is the process's own, which needs no entering.
+	own bool
+}
+
+// entry is what netns.Opener takes for the namespace.
+func (n *namespace) entry() int {
+	if n.own {
+		return netns.Own
+	}
+	return int(n.fd.Fd())
 }
 
 func (n *namespace) close() {
@@ -52,15 +62,21 @@ func (c *Capture) netnsPath(cookie uint64) string {
 // descriptor stays the caller's. The namespace lives until DetachNetNS or
 // Close, even if its processes don't.
 func (c *Capture) AttachNetNS(nsFD int) (uint64, error) {
-	cookie, err := netns.Cookie(nsFD)
+	own, err := netns.Same(nsFD, netns.Own)
 	if err != nil {
-		return 0, fmt.Errorf("read namespace cookie: %w", err)
+		return 0, fmt.Errorf("recognise namespace: %w", err)
+	}
+	cookie := c.ownNetNS
+	if !own {
+		if cookie, err = netns.CookieBy(c.opts.Namespaces, nsFD); err != nil {
+			return 0, fmt.Errorf("read namespace cookie: %w", err)
+		}
 	}
 	fd, err := unix.FcntlInt(uintptr(nsFD), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("keep namespace: %w", err)
 	}
-	ns := &namespace{fd: os.NewFile(uintptr(fd), "netns")}
+	ns := &namespace{fd: os.NewFile(uintptr(fd), "netns"), own: own}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
 // Errors that callers can tell apart.
@@ -77,6 +79,9 @@ type Options struct {
 	// it is the Capture's from then on. Nothing changes in the kernel until
 	// TakeOver.
 	Lock *os.File
+	// Namespaces is the way into network namespaces other than the process's
+	// own. Nil is netns.Direct.
+	Namespaces netns.Opener
 	// Logger is required.
 	Logger *slog.Logger
 
@@ -90,6 +95,9 @@ func (o *Options) complete() error {
 	}
 	if o.MaxFlows == 0 {
 		o.MaxFlows = DefaultMaxFlows
+	}
+	if o.Namespaces == nil {
+		o.Namespaces = netns.Direct{}
 	}
 	if o.features == nil {
 		o.features = probeFeatures()

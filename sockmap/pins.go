@@ -110,8 +110,13 @@ func lockPlace(dir string) (*place, error) {
 	return &place{dir: dir, lock: f}, nil
 }
 
+// checkBPFFS looks at the part that is meshproxy's first: a service may be shown
+// nothing else of the file system.
 func checkBPFFS(path string) error {
 	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Join(path, "meshproxy"), &st); err == nil && st.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
 	if err := unix.Statfs(path, &st); err != nil {
 		return fmt.Errorf("look for bpf file system at %s: %w", path, err)
 	}

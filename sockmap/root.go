@@ -7,6 +7,9 @@ import (
 	"os"
 	"strings"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 )
 
@@ -35,10 +38,11 @@ func openRoot(dir string) (*cgroupRoot, error) {
 
 // settle waits until every cgroup that was being made when it was called can
 // be seen: creation holds cgroup_mutex from before the tracepoint until after
-// the directory is visible, and so does a write to cgroup.subtree_control, even
-// one that changes nothing.
+// the directory is visible, and so does a query for programs (cgroup_bpf_query
+// in kernel/bpf/cgroup.c), which needs no write access to the hierarchy.
 func (r *cgroupRoot) settle() error {
-	if err := os.WriteFile(r.dir.Name()+"/cgroup.subtree_control", []byte("\n"), 0); err != nil {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: int(r.dir.Fd()), Attach: ebpf.AttachCGroupInet4Connect})
+	if err != nil {
 		return fmt.Errorf("wait for new cgroups: %w", err)
 	}
 	return nil

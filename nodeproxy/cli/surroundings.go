@@ -14,6 +14,7 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/netns/helper"
 	"github.com/meshproxy/meshproxy/sockmap/probe"
 )
 
@@ -44,6 +45,9 @@ type Surroundings struct {
 	Check func(context.Context, probe.Options) (probe.Report, error)
 	// Leave removes what a node left in the kernel.
 	Leave func(sockmap.Options) error
+	// HelpNetNS serves the netns helper on a listening socket until ctx is done
+	// or nobody needs it.
+	HelpNetNS func(context.Context, helper.Options, int) error
 	// Demo shows a mesh of two nodes on this machine.
 	Demo func(ctx context.Context, args []string, stdout, stderr io.Writer) error
 }

@@ -22,6 +22,7 @@ type Config struct {
 	BPF          BPF
 	StateDir     string
 	RunDir       string
+	NetNSHelper  string
 	Listeners    Listeners
 	Consul       consulagent.Settings
 	Identity     Identity

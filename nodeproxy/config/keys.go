@@ -94,6 +94,10 @@ var table = []key{
 		"runDir", "/run/meshproxy", "What doesn't: the admin socket.", true,
 		func(c *Config) value { return absolute(&c.RunDir, "an absolute path of 80 bytes at most") },
 	},
+	{
+		"netnsHelper", "/run/meshproxy-netns.sock", "Socket of the helper that opens sockets in workloads' network namespaces, where the node may not enter them itself.", true,
+		func(c *Config) value { return absolute(&c.NetNSHelper, "an absolute path") },
+	},
 
 	{
 		"listeners.outbound", "15001", "Port on loopback, in each network namespace with workloads, that captured connections go to.", true,

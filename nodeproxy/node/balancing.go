@@ -49,12 +49,9 @@ func (n *Node) dialCheck(ctx context.Context, _ *mesh.Service, e *mesh.Endpoint,
 }
 
 // dialOwn connects from the namespace of a workload, as the proxy does.
-func (n *Node) dialOwn(ctx context.Context, w mesh.Name, addr netip.AddrPort) (conn net.Conn, err error) {
-	d := net.Dialer{Control: n.capture.Control}
-	if doErr := n.namespaces.of(w).do(func() { conn, err = d.DialContext(ctx, "tcp", addr.String()) }); doErr != nil {
-		return nil, doErr
-	}
-	return conn, err
+func (n *Node) dialOwn(ctx context.Context, w mesh.Name, addr netip.AddrPort) (net.Conn, error) {
+	ns := n.namespaces.of(w)
+	return binder{way: n.namespaces.way, ns: ns.fd(), mark: n.capture.Control}.dialTCP(ctx, addr)
 }
 
 // balanceView adds what the balancer knows of an endpoint.

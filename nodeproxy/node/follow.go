@@ -70,6 +70,7 @@ func (n *Node) follow(ctx context.Context) error {
 				n.putInForce(ctx)
 				close(done)
 			case <-tick.C:
+				n.namespaces.refreshSources()
 				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroups)
 				n.applyCapture(ctx)
 			}

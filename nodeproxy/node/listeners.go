@@ -15,9 +15,6 @@ import (
 	"github.com/meshproxy/meshproxy/sockmap"
 )
 
-// control marks a socket before it is bound or connected (net.Dialer.Control).
-type control = func(network, address string, c syscall.RawConn) error
-
 // listeners are the proxy's own in one network namespace. Close closes all.
 type listeners struct {
 	outbound []*net.TCPListener // 127.0.0.1 and ::1
@@ -27,9 +24,9 @@ type listeners struct {
 }
 
 // openListeners opens the listeners that captured connections of a namespace
-// need. It runs inside that namespace. A namespace without IPv6 gets along
-// without; anything else that is missing is an error.
-func openListeners(ctx context.Context, ports sockmap.Ports, mark control) (_ *listeners, err error) {
+// need. A namespace without IPv6 gets along without; anything else that is
+// missing is an error.
+func openListeners(ctx context.Context, ports sockmap.Ports, in binder) (_ *listeners, err error) {
 	l := &listeners{}
 	defer func() {
 		if err != nil {
@@ -37,7 +34,7 @@ func openListeners(ctx context.Context, ports sockmap.Ports, mark control) (_ *l
 		}
 	}()
 	for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-		if err := l.openOn(ctx, loopback, ports, mark); err != nil {
+		if err := l.openOn(ctx, loopback, ports, in); err != nil {
 			if loopback.Is6() && errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
 				continue
 			}
@@ -45,15 +42,15 @@ func openListeners(ctx context.Context, ports sockmap.Ports, mark control) (_ *l
 		}
 	}
 	if ports.InboundPlain != 0 {
-		if l.plain, err = listenTCP(ctx, fmt.Sprintf(":%d", ports.InboundPlain), mark); err != nil {
+		if l.plain, err = in.listenTCP(ctx, netip.AddrPortFrom(netip.Addr{}, ports.InboundPlain)); err != nil {
 			return nil, err
 		}
 	}
 	return l, nil
 }
 
-func (l *listeners) openOn(ctx context.Context, loopback netip.Addr, ports sockmap.Ports, mark control) error {
-	out, err := listenTCP(ctx, netip.AddrPortFrom(loopback, ports.Outbound).String(), mark)
+func (l *listeners) openOn(ctx context.Context, loopback netip.Addr, ports sockmap.Ports, in binder) error {
+	out, err := in.listenTCP(ctx, netip.AddrPortFrom(loopback, ports.Outbound))
 	if err != nil {
 		return err
 	}
@@ -61,31 +58,18 @@ func (l *listeners) openOn(ctx context.Context, loopback netip.Addr, ports sockm
 	if ports.DNS == 0 {
 		return nil
 	}
-	dns := netip.AddrPortFrom(loopback, ports.DNS).String()
-	tcp, err := listenTCP(ctx, dns, mark)
+	dns := netip.AddrPortFrom(loopback, ports.DNS)
+	tcp, err := in.listenTCP(ctx, dns)
 	if err != nil {
 		return err
 	}
 	l.dnsTCP = append(l.dnsTCP, tcp)
-	config := net.ListenConfig{Control: mark}
-	udp, err := config.ListenPacket(ctx, "udp", dns)
+	udp, err := in.listenUDP(ctx, dns)
 	if err != nil {
 		return fmt.Errorf("listen for DNS: %w", err)
 	}
 	l.dnsUDP = append(l.dnsUDP, udp)
 	return nil
-}
-
-// listenTCP opens a listener without MPTCP: an MPTCP socket can't be steered to
-// nor spliced.
-func listenTCP(ctx context.Context, address string, mark control) (*net.TCPListener, error) {
-	config := net.ListenConfig{Control: mark}
-	config.SetMultipathTCP(false)
-	ln, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	return ln.(*net.TCPListener), nil
 }
 
 // Close closes every listener that is open.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
@@ -28,9 +28,8 @@ type namespace struct {
 	listeners *listeners
 	accepting []func() // each stops accepting on one loop
 	own       bool
-	// source4 and source6 are what a socket of the namespace has as its
-	// address towards other nodes.
-	source4, source6 netip.Addr
+	way       netns.Opener
+	sources   sources
 }
 
 // fd returns what packages netns and loop take for the namespace.
@@ -41,21 +40,12 @@ func (n *namespace) fd() int {
 	return n.handle.FD()
 }
 
-// do runs f inside the namespace.
-func (n *namespace) do(f func()) error {
-	return netns.Do(n.fd(), func() error { f(); return nil })
-}
-
 // socket makes a socket in the namespace.
 func (n *namespace) socket(to netip.Addr) (int, error) {
 	if n.own {
 		return loop.Socket(to)
 	}
-	family := unix.AF_INET
-	if to.Is6() {
-		family = unix.AF_INET6
-	}
-	fd, err := netns.Socket(n.handle.FD(), family, unix.SOCK_STREAM, 0)
+	fd, err := n.way.Socket(n.fd(), familyOf(to), unix.SOCK_STREAM, 0)
 	if err != nil {
 		return -1, err
 	}
@@ -63,6 +53,13 @@ func (n *namespace) socket(to netip.Addr) (int, error) {
 	// one before.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	return fd, nil
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
 }
 
 // source returns the true source of a client: the address that it bound, or,
@@ -74,10 +71,7 @@ func (n *namespace) source(client netip.AddrPort, family netip.Addr) netip.AddrP
 	if !a.IsLoopback() && a.Is4() == family.Is4() {
 		return netip.AddrPortFrom(a, client.Port())
 	}
-	of := n.source6
-	if family.Is4() {
-		of = n.source4
-	}
+	of := n.sources.towards(family)
 	if !of.IsValid() {
 		return netip.AddrPortFrom(a, client.Port())
 	}
@@ -90,6 +84,8 @@ type namespaces struct {
 	ports   sockmap.Ports
 	mark    control
 	log     *slog.Logger
+	// way is how to get into namespaces.
+	way netns.Opener
 	// accept gives a namespace's listeners to the loops.
 	accept func(*namespace) error
 
@@ -97,11 +93,12 @@ type namespaces struct {
 	byCookie   map[uint64]*namespace
 	byWorkload map[mesh.Name]uint64
 	own        *namespace
+	problem    error // of the last find
 }
 
-func newNamespaces(c *sockmap.Capture, ports sockmap.Ports, log *slog.Logger, accept func(*namespace) error) *namespaces {
+func newNamespaces(c *sockmap.Capture, ports sockmap.Ports, way netns.Opener, log *slog.Logger, accept func(*namespace) error) *namespaces {
 	return &namespaces{
-		capture: c, ports: ports, mark: c.Control, log: log, accept: accept,
+		capture: c, ports: ports, mark: c.Control, way: way, log: log, accept: accept,
 		byCookie:   make(map[uint64]*namespace),
 		byWorkload: make(map[mesh.Name]uint64),
 	}
@@ -124,23 +121,19 @@ func (s *namespaces) openOwn(ctx context.Context) error {
 // open makes a namespace part of the mesh: listeners first, then capture, so
 // that nothing is redirected to where nobody listens. It takes over h.
 func (s *namespaces) open(ctx context.Context, h *netns.Handle, own bool) (_ *namespace, err error) {
-	n := &namespace{handle: h, own: own}
+	n := &namespace{handle: h, own: own, way: s.way}
 	defer func() {
 		if err != nil {
 			n.close()
 		}
 	}()
-	if n.cookie, err = netns.Cookie(n.fd()); err != nil {
+	if n.cookie, err = netns.CookieBy(s.way, n.fd()); err != nil {
 		return nil, err
 	}
-	err = netns.Do(n.fd(), func() (err error) {
-		n.source4, n.source6 = sourceAddress("192.0.2.1:9"), sourceAddress("[2001:db8::1]:9")
-		n.listeners, err = openListeners(ctx, s.ports, s.mark)
-		return err
-	})
-	if err != nil {
+	if n.listeners, err = openListeners(ctx, s.ports, binder{way: s.way, ns: n.fd(), mark: s.mark}); err != nil {
 		return nil, err
 	}
+	n.refreshSources(s.log)
 	if err := s.accept(n); err != nil {
 		return nil, err
 	}
@@ -159,32 +152,6 @@ func (s *namespaces) open(ctx context.Context, h *netns.Handle, own bool) (_ *na
 	return n, nil
 }
 
-// sourceAddress is the address that the kernel chooses towards another network
-// (RFC 5737 and 3849: nothing is sent there, connecting UDP sends nothing);
-// without a route, the first global one of an interface.
-func sourceAddress(towards string) netip.Addr {
-	to := netip.MustParseAddrPort(towards)
-	network := "udp6"
-	if to.Addr().Is4() {
-		network = "udp4"
-	}
-	if c, err := net.Dial(network, towards); err == nil {
-		defer c.Close()
-		return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return netip.Addr{}
-	}
-	for _, a := range addrs {
-		p, err := netip.ParsePrefix(a.String())
-		if err == nil && p.Addr().Is4() == to.Addr().Is4() && p.Addr().IsGlobalUnicast() {
-			return p.Addr()
-		}
-	}
-	return netip.Addr{}
-}
-
 // close gives up what open has done; for a namespace whose processes are gone.
 func (n *namespace) close() {
 	for _, stop := range n.accepting {
@@ -193,9 +160,13 @@ func (n *namespace) close() {
 	if n.listeners != nil {
 		n.listeners.Close()
 	}
-	if n.handle != nil {
-		n.handle.Close()
+	if n.handle == nil {
+		return
 	}
+	if s, ok := n.way.(*stocked); ok && !n.own {
+		s.forget(n.handle.Inode())
+	}
+	n.handle.Close()
 }
 
 // get returns the namespace with that cookie, or nil.
@@ -229,31 +200,59 @@ func (s *namespaces) cookieOf(w mesh.Name) uint64 {
 func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgroups hierarchy) bool {
 	changed := false
 	running := cgroups.cgroupsOf(workloads)
+	var problem error
 	for _, w := range workloads {
-		h, err := locate(w, cgroups, running[w.Canonical()])
+		h, err := s.locate(w, cgroups, running[w.Canonical()])
 		if err != nil {
-			s.log.Warn("find network namespace", "workload", w.Name, "error", err)
+			s.log.Debug("find network namespace", "workload", w.Name, "error", err)
+			problem = fmt.Errorf("find network namespace of %s: %w", w.Name, err)
 		}
 		if h != nil && s.join(ctx, w.Name, h) {
 			changed = true
 		}
 	}
+	s.report(problem)
 	return changed
 }
 
+// report says once what is in the way, and once that it is no more.
+func (s *namespaces) report(problem error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case problem == nil && s.problem != nil:
+		s.log.Info("network namespaces of all workloads are found again")
+	case problem != nil && (s.problem == nil || s.problem.Error() != problem.Error()):
+		s.log.Warn("workloads in network namespaces of their own are refused", "error", problem)
+	}
+	s.problem = problem
+}
+
+// lastProblem is what keeps the node from finding a namespace; nil if nothing.
+func (s *namespaces) lastProblem() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.problem
+}
+
 // locate returns the namespace of a workload, nil when nobody knows yet.
-func locate(w *mesh.Workload, cgroups hierarchy, running []string) (*netns.Handle, error) {
+func (s *namespaces) locate(w *mesh.Workload, cgroups hierarchy, running []string) (*netns.Handle, error) {
 	if w.NetNS != "" {
 		return netns.Open(w.NetNS)
 	}
+	var failed error
 	for _, at := range running {
 		for _, pid := range cgroups.pidsIn(at) {
-			if h, err := netns.OfPID(pid); err == nil {
+			h, err := s.way.OfPID(pid, at)
+			if err == nil {
 				return h, nil
+			}
+			if !errors.Is(err, netns.ErrGone) {
+				failed = err
 			}
 		}
 	}
-	return nil, nil
+	return nil, failed
 }
 
 // seen handles the kernel's report of a workload in a namespace without
@@ -262,22 +261,40 @@ func (s *namespaces) seen(ctx context.Context, e *sockmap.NetNSSeen) bool {
 	if e.PID == 0 || s.get(e.NetNS) != nil {
 		return false
 	}
-	h, err := netns.OfPID(e.PID)
+	at, err := cgroup.OfPID(e.PID)
+	if err != nil {
+		return false // gone
+	}
+	h, err := s.way.OfPID(e.PID, at)
 	if err != nil {
 		s.log.Debug("open network namespace of process", "pid", e.PID, "error", err)
 		return false
 	}
-	if cookie, err := netns.Cookie(h.FD()); err != nil || cookie != e.NetNS {
+	if cookie, err := s.cookie(h); err != nil || cookie != e.NetNS {
 		h.Close() // the pid belongs to somebody else by now
 		return false
 	}
 	return s.join(ctx, e.Workload, h)
 }
 
+// cookie returns the cookie of a namespace. One that is open here keeps its
+// inode, and costs nothing to recognise.
+func (s *namespaces) cookie(h *netns.Handle) (uint64, error) {
+	s.mu.RLock()
+	for cookie, n := range s.byCookie {
+		if n.handle.Inode() == h.Inode() {
+			s.mu.RUnlock()
+			return cookie, nil
+		}
+	}
+	s.mu.RUnlock()
+	return netns.CookieBy(s.way, h.FD())
+}
+
 // join notes that a workload is in the namespace of h, which it takes over, and
 // opens that if it is new.
 func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) bool {
-	cookie, err := netns.Cookie(h.FD())
+	cookie, err := s.cookie(h)
 	if err != nil {
 		h.Close()
 		s.log.Warn("read cookie of network namespace", "workload", w, "error", err)
@@ -313,8 +330,8 @@ func (s *namespaces) sweep(workloads []*mesh.Workload, cgroups hierarchy) {
 	used := make(map[uint64]bool)
 	running := cgroups.cgroupsOf(workloads)
 	for _, w := range workloads {
-		if h, err := locate(w, cgroups, running[w.Canonical()]); err == nil && h != nil {
-			if cookie, err := netns.Cookie(h.FD()); err == nil {
+		if h, err := s.locate(w, cgroups, running[w.Canonical()]); err == nil && h != nil {
+			if cookie, err := s.cookie(h); err == nil {
 				used[cookie] = true
 			}
 			h.Close()
@@ -348,6 +365,13 @@ func (s *namespaces) forget(n *namespace) {
 	s.log.Info("closed network namespace", "netns", n.cookie)
 }
 
+// refreshSources follows changes of addresses and routes.
+func (s *namespaces) refreshSources() {
+	for _, n := range s.all() {
+		n.refreshSources(s.log)
+	}
+}
+
 // all returns the namespaces, the node's own first.
 func (s *namespaces) all() []*namespace {
 	s.mu.RLock()
@@ -373,6 +397,9 @@ func (s *namespaces) all() []*namespace {
 func (s *namespaces) close() {
 	for _, n := range s.all() {
 		n.close()
+	}
+	if way, ok := s.way.(*stocked); ok {
+		way.wait()
 	}
 }
 

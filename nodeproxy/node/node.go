@@ -30,6 +30,8 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
 	"github.com/meshproxy/meshproxy/sockmap"
+	"github.com/meshproxy/meshproxy/sockmap/netns"
+	"github.com/meshproxy/meshproxy/sockmap/netns/helper"
 	"github.com/meshproxy/meshproxy/systemd"
 )
 
@@ -152,16 +154,28 @@ func (n *Node) startCapture(context.Context) error {
 	if n.cgroups, err = ownCgroups(c); err != nil {
 		return err
 	}
+	way := n.wayIntoNamespaces(c)
 	n.capture, err = sockmap.Open(sockmap.Options{
 		CgroupRoot: n.cgroups.root, BPFFS: c.BPF.FS, Instance: c.BPF.Instance,
-		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Logger: n.log,
+		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Namespaces: way, Logger: n.log,
 	})
 	if err != nil {
 		return err
 	}
-	n.namespaces = newNamespaces(n.capture, portsOf(c), n.log, n.acceptIn)
+	n.namespaces = newNamespaces(n.capture, portsOf(c), way, n.log, n.acceptIn)
 	n.tasks.Go(n.watchKernel)
 	return nil
+}
+
+// wayIntoNamespaces is the node's own where it has the privileges, and the
+// helper's otherwise.
+func (n *Node) wayIntoNamespaces(c *config.Config) netns.Opener {
+	err := netns.MayEnter()
+	if err == nil {
+		return netns.Direct{}
+	}
+	n.log.Debug("network namespaces are the helper's to open", "helper", c.NetNSHelper, "reason", err)
+	return newStocked(helper.NewClient(c.NetNSHelper), n.log)
 }
 
 func portsOf(c *config.Config) sockmap.Ports {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -24,6 +25,22 @@ func Self() (string, error) {
 // ErrGone when the process does not exist or its cgroup has been removed.
 func OfPID(pid int) (string, error) {
 	return readProc("/proc/" + strconv.Itoa(pid) + "/cgroup")
+}
+
+// OfProc is OfPID for a process by a descriptor of its directory in /proc,
+// which keeps meaning that process.
+func OfProc(dir int) (string, error) {
+	fd, err := unix.Openat(dir, "cgroup", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("read cgroup of process: %w", vanished(err))
+	}
+	f := os.NewFile(uintptr(fd), "cgroup")
+	defer f.Close()
+	content, err := io.ReadAll(f)
+	if err != nil {
+		return "", fmt.Errorf("read cgroup of process: %w", vanished(err))
+	}
+	return parseProc(content)
 }
 
 func readProc(file string) (string, error) {

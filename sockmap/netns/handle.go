@@ -45,15 +45,33 @@ func Open(path string) (*Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
+	h, err := fromFile(f)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return h, nil
+}
+
+// FromFD makes a handle of a descriptor that somebody else has opened, and takes
+// it over.
+func FromFD(fd int) (*Handle, error) {
+	h, err := fromFile(os.NewFile(uintptr(fd), "netns"))
+	if err != nil {
+		return nil, fmt.Errorf("take over network namespace: %w", err)
+	}
+	return h, nil
+}
+
+func fromFile(f *os.File) (*Handle, error) {
 	fd := int(f.Fd())
 	if typ, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || typ != unix.CLONE_NEWNET {
 		_ = f.Close()
-		return nil, fmt.Errorf("open network namespace %s: %w", path, ErrNotNamespace)
+		return nil, ErrNotNamespace
 	}
 	_, inode, err := identity(fd)
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+		return nil, err
 	}
 	return &Handle{file: f, inode: inode}, nil
 }

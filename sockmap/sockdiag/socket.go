@@ -4,44 +4,48 @@ package sockdiag
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/vishvananda/netlink/nl"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshproxy/meshproxy/sockmap/internal/netlinkio"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
-
-// patience bounds how long the kernel may take for one part of an answer. It
-// answers while it handles the request, so only a lost answer takes longer.
-const patience = 10 // seconds
 
 // Socket asks about one network namespace. It may be used by several
 // goroutines, one request at a time. It keeps the namespace alive.
 type Socket struct {
-	handle *nl.SocketHandle
+	mu sync.Mutex
+	fd int
 }
 
 // Open opens a socket in the namespace of nsFD, or in the caller's own with
 // netns.Own.
-func Open(nsFD int) (*Socket, error) {
-	var s *nl.NetlinkSocket
-	err := netns.Do(nsFD, func() (err error) {
-		s, err = nl.GetNetlinkSocketAt(vnetns.None(), vnetns.None(), unix.NETLINK_INET_DIAG)
-		return err
-	})
+func Open(nsFD int) (*Socket, error) { return OpenBy(netns.Direct{}, nsFD) }
+
+// OpenBy is Open for who can't enter the namespace by itself.
+func OpenBy(way netns.Opener, nsFD int) (*Socket, error) {
+	fd, err := way.Socket(nsFD, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return nil, fmt.Errorf("open inet_diag socket: %w", err)
 	}
-	if err := s.SetReceiveTimeout(&unix.Timeval{Sec: patience}); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("set timeout of inet_diag socket: %w", err)
+	if err := netlinkio.Prepare(fd); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("open inet_diag socket: %w", err)
 	}
-	return &Socket{handle: &nl.SocketHandle{Socket: s}}, nil
+	return &Socket{fd: fd}, nil
 }
 
 // Close closes the socket.
-func (s *Socket) Close() { s.handle.Close() }
+func (s *Socket) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+	}
+	s.fd = -1
+}
 
 // Listeners returns the TCP sockets that listen in the namespace. Those of
 // MPTCP are among them: each has a TCP socket underneath.
@@ -135,6 +139,7 @@ func (s *Socket) dump(f Filter, fn func(*message)) error {
 }
 
 func (s *Socket) execute(req *nl.NetlinkRequest, fn func([]byte) bool) error {
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: s.handle}
-	return req.ExecuteIter(unix.NETLINK_INET_DIAG, 0, fn)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return netlinkio.Execute(s.fd, req, fn)
 }

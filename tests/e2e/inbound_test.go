@@ -122,13 +122,24 @@ services:
 // ends see true addresses.
 func TestContainer(t *testing.T) {
 	l := newLab(t, "nodes: []", "a", "b")
+	l.testContainer(func() { l.start("a", "") })
+}
+
+// TestContainerByHelper: the same of a node that may not enter namespaces.
+func TestContainerByHelper(t *testing.T) {
+	l := newLab(t, "nodes: []", "a", "b")
+	l.testContainer(func() { l.startAsService("a", helperCapabilities) })
+}
+
+func (l *lab) testContainer(startA func()) {
+	t := l.T
 	a, b := l.net.Host("a"), l.net.Host("b")
 	box, err := a.Container("box")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.writeMesh(fmt.Sprintf(containerMesh, box.Addr4()))
-	l.start("a", "")
+	startA()
 	l.start("b", "")
 	l.serve(box, "app", "-name", "box", "-tcp", "0.0.0.0:8080")
 	l.serve(b, "far", "-name", "far", "-tcp", "0.0.0.0:8080")

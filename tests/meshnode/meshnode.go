@@ -55,6 +55,10 @@ type Options struct {
 	Extra string
 	// Env is added to the process's environment.
 	Env []string
+	// UID is the user that the node runs as, with Capabilities only; zero is
+	// root, who has all.
+	UID          uint32
+	Capabilities []uintptr
 }
 
 // Node is a node that runs.
@@ -118,15 +122,46 @@ func WriteConfig(o Options) (string, error) {
 	if err := tmpl.Execute(&text, c); err != nil {
 		return "", fmt.Errorf("fill template: %w", err)
 	}
+	if err := os.WriteFile(c.Path, text.Bytes(), 0o640); err != nil {
+		return "", fmt.Errorf("write configuration: %w", err)
+	}
+	own := []string{c.Path}
 	for _, dir := range []string{c.StateDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", fmt.Errorf("make directory: %w", err)
 		}
+		own = append(own, dir)
 	}
-	if err := os.WriteFile(c.Path, text.Bytes(), 0o600); err != nil {
-		return "", fmt.Errorf("write configuration: %w", err)
+	if o.UID == 0 {
+		return c.Path, nil
 	}
-	return c.Path, nil
+	return c.Path, give(o, own)
+}
+
+// give makes the node's user the owner of what systemd makes it the owner of.
+func give(o Options, own []string) error {
+	pins := filepath.Join(o.Host.BPFFS(), "meshproxy")
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		return fmt.Errorf("make directory of pins: %w", err)
+	}
+	if err := os.Chmod(o.Host.Dir(), 0o755); err != nil {
+		return fmt.Errorf("open host directory: %w", err)
+	}
+	// As a mount namespace does that shows the service nothing else.
+	if err := os.Chmod(o.Host.BPFFS(), 0o711); err != nil {
+		return fmt.Errorf("open bpffs: %w", err)
+	}
+	ca, err := filepath.Glob(filepath.Join(o.CADir, "*"))
+	if err != nil {
+		return err
+	}
+	own = append(append(own, pins, o.CADir), ca...)
+	for _, path := range own {
+		if err := os.Chown(path, int(o.UID), int(o.UID)); err != nil {
+			return fmt.Errorf("give to the node's user: %w", err)
+		}
+	}
+	return nil
 }
 
 func newConfigFile(o Options) configFile {
@@ -172,6 +207,7 @@ func (n *Node) command(name string, args ...string) testnet.Command {
 		Args:   append(append([]string(nil), n.opts.Program[1:]...), args...),
 		Env:    n.opts.Env,
 		Cgroup: Cgroup,
+		UID:    n.opts.UID, GID: n.opts.UID, Capabilities: n.opts.Capabilities,
 	}
 }
 

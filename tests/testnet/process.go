@@ -33,6 +33,8 @@ type Command struct {
 	Cgroup string
 	// UID and GID of the process; zero is root.
 	UID, GID uint32
+	// Capabilities are the only ones of a process that isn't root's.
+	Capabilities []uintptr
 	// Stdin is the process's standard input; nil is /dev/null.
 	Stdin *os.File
 	// ExtraFiles become descriptors 3 and following.
@@ -98,6 +100,7 @@ func (n *Namespace) start(p *Process, c Command) error {
 			UseCgroupFD: true,
 			CgroupFD:    int(dir.Fd()),
 			Credential:  &syscall.Credential{Uid: c.UID, Gid: c.GID},
+			AmbientCaps: c.Capabilities,
 			Setpgid:     true, // a Ctrl-C at the terminal is the owner's to handle
 			Pdeathsig:   syscall.SIGKILL,
 		},
