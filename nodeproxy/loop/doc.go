@@ -24,10 +24,9 @@
 //
 // # Scheduling
 //
-// GOMAXPROCS has to be larger than the number of loops. A loop that waits in
-// epoll_wait keeps its P for up to 10 ms as long as another P is idle; with
-// none idle, sysmon takes it away within 20 µs, and each wait then costs futex
-// calls on both sides (measured: 1.2 times the CPU at 32 connections).
+// A loop with HoldProcessor keeps its P while it waits, see poller. GOMAXPROCS
+// has to be larger than the number of such loops, or goroutines wait for a P
+// for up to 10 ms.
 //
 // All methods belong to the loop's goroutine, save Post, Do, Close, Done and
 // Stats, which may be called from anywhere.

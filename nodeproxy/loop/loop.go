@@ -58,14 +58,17 @@ type Options struct {
 	TickInterval time.Duration
 	// ScratchSize is the length of Scratch; 0 means 512 KiB.
 	ScratchSize int
+	// HoldProcessor keeps the loop's P for up to 10 ms while it waits. It is for
+	// processes whose GOMAXPROCS is larger than the number of their loops.
+	HoldProcessor bool
 }
 
 // Loop is one event loop. Create it with New, give a goroutine to Run.
 type Loop struct {
-	name  string
-	log   *slog.Logger
-	epoll int
-	inbox inbox
+	name   string
+	log    *slog.Logger
+	poller poller
+	inbox  inbox
 
 	table  []entry
 	live   int
@@ -98,7 +101,7 @@ type Loop struct {
 	stats    counters
 }
 
-// New makes a loop. It holds two descriptors until Run has returned, or until
+// New makes a loop. It holds three descriptors until Run has returned, or until
 // Close when Run is never called.
 func New(o Options) (*Loop, error) {
 	l := &Loop{
@@ -121,12 +124,11 @@ func New(o Options) (*Loop, error) {
 	l.scratch = make([]byte, o.ScratchSize)
 	l.chunks = l.NewPool(ChunkSize)
 
-	var err error
-	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("create epoll: %w", err)
+	if err := l.poller.open(o.HoldProcessor); err != nil {
+		return nil, err
 	}
-	if err := l.inbox.open(l.epoll); err != nil {
-		_ = unix.Close(l.epoll)
+	if err := l.inbox.open(l.poller.epoll); err != nil {
+		l.poller.close()
 		return nil, err
 	}
 	l.Every(o.TickInterval, l.keepHouse)
@@ -240,16 +242,25 @@ func (l *Loop) deliver() {
 
 // wait blocks until something is to be done.
 func (l *Loop) wait() {
-	timeout := -1
-	switch {
-	case len(l.ready) > l.readyAt || len(l.flushes) > 0 || l.inbox.pending():
-		timeout = 0
-	case len(l.timers) > 0:
-		timeout = l.timers.delay(l.clock())
-	}
 	l.beginTurn()
-	l.events = l.events[:epollWait(l.epoll, l.events[:maxEvents], timeout)]
+	l.events = l.events[:l.await(l.events[:maxEvents])]
 	l.now = l.clock()
+	l.poller.rung(l.now)
+}
+
+func (l *Loop) await(events []unix.EpollEvent) int {
+	if len(l.ready) > l.readyAt || len(l.flushes) > 0 || l.inbox.pending() {
+		return l.poller.poll(events)
+	}
+	if len(l.timers) > 0 {
+		due := l.timers[0].due
+		d := due - l.clock()
+		if d <= 0 {
+			return l.poller.poll(events)
+		}
+		l.poller.setAlarm(due, d)
+	}
+	return l.poller.wait(events)
 }
 
 func (l *Loop) beginTurn() {
@@ -303,7 +314,7 @@ func (l *Loop) shutdown() {
 
 func (l *Loop) release() {
 	l.inbox.release()
-	_ = unix.Close(l.epoll)
+	l.poller.close()
 	l.stats.publish(l.live)
 	close(l.done)
 }

@@ -70,7 +70,7 @@ func (l *Loop) register(fd int, h Handler, mask uint32, shared bool) (Registrati
 	}
 	e.gen++
 	ev := unix.EpollEvent{Events: mask, Fd: int32(fd), Pad: int32(e.gen)}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+	if err := unix.EpollCtl(l.poller.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
 		return Registration{}, fmt.Errorf("register descriptor %d: %w", fd, err)
 	}
 	e.handler, e.shared = h, shared
@@ -101,7 +101,7 @@ func (l *Loop) registration(fd int) Registration {
 // mute stops the events without giving up the descriptor.
 func (r Registration) mute() {
 	if r.Open() {
-		_ = unix.EpollCtl(r.loop.epoll, unix.EPOLL_CTL_DEL, int(r.fd), nil)
+		_ = unix.EpollCtl(r.loop.poller.epoll, unix.EPOLL_CTL_DEL, int(r.fd), nil)
 	}
 }
 
@@ -110,7 +110,7 @@ func (r Registration) unmute(mask uint32) error {
 		return nil
 	}
 	ev := unix.EpollEvent{Events: mask, Fd: r.fd, Pad: int32(r.gen)}
-	return unix.EpollCtl(r.loop.epoll, unix.EPOLL_CTL_ADD, int(r.fd), &ev)
+	return unix.EpollCtl(r.loop.poller.epoll, unix.EPOLL_CTL_ADD, int(r.fd), &ev)
 }
 
 // Open reports whether the loop still owns the descriptor.
@@ -159,7 +159,7 @@ func (r Registration) detach() int {
 	if e.shared {
 		// epoll forgets a descriptor by itself only when the last one that
 		// refers to the open file is closed (epoll(7)).
-		_ = unix.EpollCtl(r.loop.epoll, unix.EPOLL_CTL_DEL, int(r.fd), nil)
+		_ = unix.EpollCtl(r.loop.poller.epoll, unix.EPOLL_CTL_DEL, int(r.fd), nil)
 	}
 	e.handler, e.shared = nil, false
 	e.gen++

@@ -12,8 +12,9 @@ import (
 
 // The calls of the copy path. They differ from those in x/sys/unix in that
 // they return an Errno, which is no interface and so costs no allocation, and
-// retry EINTR. They enter the scheduler (Syscall, not RawSyscall): a write of
-// 256 KiB over loopback does the receiver's work too and may take 100 µs.
+// retry EINTR. They keep their P (RawSyscall): they don't block, and the longest,
+// a write of 256 KiB over loopback that does the receiver's work too, takes
+// 100 µs.
 
 // Read reads from fd into b, which must not be empty.
 func Read(fd int, b []byte) (int, unix.Errno) {
@@ -37,7 +38,7 @@ func Writev(fd int, v []unix.Iovec) (int, unix.Errno) {
 
 func retry(call uintptr, fd int, p unsafe.Pointer, n int) (int, unix.Errno) {
 	for {
-		r, _, e := unix.Syscall(call, uintptr(fd), uintptr(p), uintptr(n))
+		r, _, e := unix.RawSyscall(call, uintptr(fd), uintptr(p), uintptr(n))
 		if e == unix.EINTR {
 			continue
 		}
@@ -63,7 +64,7 @@ func Iovec(b []byte) unix.Iovec {
 func Accept(fd int) (int, netip.AddrPort, unix.Errno) {
 	var sa unix.RawSockaddrInet6
 	n := uint32(unix.SizeofSockaddrInet6)
-	r, _, e := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&sa)),
+	r, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&sa)),
 		uintptr(unsafe.Pointer(&n)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	if e != 0 {
 		return -1, netip.AddrPort{}, e
@@ -76,11 +77,11 @@ func Accept(fd int) (int, netip.AddrPort, unix.Errno) {
 func Connect(fd int, to netip.AddrPort) unix.Errno {
 	if to.Addr().Is4() {
 		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: networkOrder(to.Port()), Addr: to.Addr().As4()}
-		_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
+		_, _, e := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
 		return e
 	}
 	sa := unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: networkOrder(to.Port()), Addr: to.Addr().As16(), Scope_id: zone(to.Addr())}
-	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6)
+	_, _, e := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6)
 	return e
 }
 
@@ -93,7 +94,7 @@ func RemoteAddr(fd int) netip.AddrPort { return nameOf(unix.SYS_GETPEERNAME, fd)
 func nameOf(call uintptr, fd int) netip.AddrPort {
 	var sa unix.RawSockaddrInet6
 	n := uint32(unix.SizeofSockaddrInet6)
-	if _, _, e := unix.Syscall(call, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&n))); e != 0 {
+	if _, _, e := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&n))); e != 0 {
 		return netip.AddrPort{}
 	}
 	return addrPort(&sa)
@@ -157,21 +158,4 @@ func zone(a netip.Addr) uint32 {
 		n = n*10 + uint32(c-'0')
 	}
 	return n
-}
-
-// epollWait returns the number of events. A poll (timeout 0) doesn't enter the
-// scheduler: it comes back at once.
-func epollWait(epoll int, events []unix.EpollEvent, timeout int) int {
-	var n uintptr
-	var e unix.Errno
-	p := unsafe.SliceData(events)
-	if timeout == 0 {
-		n, _, e = unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(p)), uintptr(len(events)), 0, 0, 0)
-	} else {
-		n, _, e = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(p)), uintptr(len(events)), uintptr(timeout), 0, 0)
-	}
-	if e != 0 {
-		return 0 // EINTR
-	}
-	return int(n)
 }

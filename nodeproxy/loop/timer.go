@@ -63,16 +63,6 @@ func (l *Loop) fireTimers() {
 // timerHeap is ordered by due time.
 type timerHeap []*Timer
 
-// delay is the time to the first timer in whole milliseconds, rounded up so
-// that the loop doesn't spin through the last one.
-func (h timerHeap) delay(now time.Duration) int {
-	d := h[0].due - now
-	if d <= 0 {
-		return 0
-	}
-	return int((d + time.Millisecond - 1) / time.Millisecond)
-}
-
 func (h timerHeap) Len() int           { return len(h) }
 func (h timerHeap) Less(i, j int) bool { return h[i].due < h[j].due }
 func (h timerHeap) Swap(i, j int) {

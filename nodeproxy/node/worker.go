@@ -52,15 +52,25 @@ type worker struct {
 // machine that is busy anyway 12 to 15 %; fewer would bound a large one.
 func loopCount() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
+// leaveProcessors makes sure that the loops, which hold their Ps, leave some to
+// everything else.
+func leaveProcessors(loops int) {
+	if runtime.GOMAXPROCS(0) <= loops {
+		runtime.GOMAXPROCS(loops + 1)
+	}
+}
+
 func (n *Node) startLoops(context.Context) error {
 	// Those of lines are apart: there are many more of them.
 	handshakes, lineHandshakes := tunnel.NewSemaphore(128), tunnel.NewSemaphore(256)
-	for i := range loopCount() {
+	count := loopCount()
+	leaveProcessors(count)
+	for i := range count {
 		w := &worker{node: n}
 		var err error
 		w.loop, err = loop.New(loop.Options{
 			Name: fmt.Sprintf("loop-%d", i), Logger: n.log,
-			Tick: w.tick, TickInterval: heartbeatInterval,
+			Tick: w.tick, TickInterval: heartbeatInterval, HoldProcessor: true,
 		})
 		if err != nil {
 			return err
