@@ -30,11 +30,12 @@ var (
 type options struct {
 	duration time.Duration
 	keep     bool
+	down     bool
 }
 
 // Run runs the demo with the arguments that follow `meshproxy demo`. It
 // returns nil only when every expectation held, and leaves nothing behind,
-// whatever happens. The program that calls it must also run its nodes: it is
+// whatever happens, unless it is told to keep a demo up. The program that calls it must also run its nodes: it is
 // started again with the arguments "run --config FILE", and with "demo role"
 // for the workloads.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -44,11 +45,16 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		return nil
 	}
+	keeper := len(args) > 0 && args[0] == keeperName
+	if keeper {
+		args = args[1:]
+	}
 	var o options
 	fs := flag.NewFlagSet("meshproxy demo", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.DurationVar(&o.duration, "duration", 15*time.Second, "how long the workloads call each other before the verdict")
-	fs.BoolVar(&o.keep, "keep", false, "leave it up after the verdict, until Ctrl-C, and print commands to try")
+	fs.BoolVar(&o.keep, "keep", false, "leave it up after the verdict, and print commands to try")
+	fs.BoolVar(&o.down, "down", false, "take down what --keep left up, and do nothing else")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -60,11 +66,31 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	return run(ctx, o, stdout)
+	if keeper {
+		return runKeeper(ctx, o, stdout)
+	}
+	found, err := takeDown(ctx)
+	switch {
+	case err != nil:
+		return err
+	case o.down && !found:
+		fmt.Fprintln(stdout, "No demo is up.")
+		return nil
+	case found:
+		fmt.Fprintln(stdout, "Took down the demo that was up.")
+	}
+	if o.down {
+		return nil
+	}
+	if o.keep {
+		return keep(ctx, o, stdout, stderr)
+	}
+	return run(ctx, o, stdout, func(*stage, verdict) error { return nil })
 }
 
-// run plays the demo and cleans up.
-func run(ctx context.Context, o options, stdout io.Writer) (err error) {
+// run plays the demo and cleans up when after, which is called with the
+// verdict, returns.
+func run(ctx context.Context, o options, stdout io.Writer, after func(*stage, verdict) error) (err error) {
 	say := func(format string, args ...any) { fmt.Fprintf(stdout, format+"\n", args...) }
 	say("Making two hosts and a container, with %d services.", len(services))
 	begin, cancel := context.WithTimeout(ctx, time.Minute)
@@ -93,9 +119,8 @@ func run(ctx context.Context, o options, stdout io.Writer) (err error) {
 		return err
 	}
 	v.write(stdout)
-	if o.keep {
-		s.hints(stdout)
-		<-ctx.Done()
+	if err := after(s, v); err != nil {
+		return err
 	}
 	if v.failures() > 0 {
 		return ErrFailed
@@ -206,7 +231,7 @@ func (s *stage) hints(w io.Writer) {
 	}
 	a, b := s.nodes[hostA], s.nodes[hostB]
 	fmt.Fprintf(w, `
-It stays up until Ctrl-C. In another terminal, as root:
+It stays up. As root:
 
   # what a node says
   %[1]s status --config %[2]s
@@ -223,6 +248,9 @@ It stays up until Ctrl-C. In another terminal, as root:
 
   # what the processes wrote
   ls %[8]s/*/log
+
+  # take it down
+  %[1]s demo --down
 `, self, a.ConfigPath(), b.ConfigPath(), s.topology.Host(hostA).Cgroup(cgroup("web")), s.pidOf("web"), domain,
 		s.topology.Dir()+"/mesh.yaml", s.topology.Dir())
 }

@@ -25,6 +25,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == commandName && os.Args[2] == "hold-lock" {
+		holdLock()
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == commandName {
 		if err := Run(context.Background(), os.Args[2:], os.Stdout, os.Stderr); err != nil {
 			fmt.Fprintln(os.Stderr, err)

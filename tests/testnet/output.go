@@ -9,13 +9,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 )
 
 // outputLimit bounds what is remembered of a stream, in bytes. The log file
-// has all of it.
-const outputLimit = 1 << 20
+// has more of it, up to logLimit.
+const (
+	outputLimit = 1 << 20
+	logLimit    = 16 << 20
+)
 
 // ErrEnded means that a process ended before it wrote what was waited for.
 var ErrEnded = errors.New("output ended")
@@ -29,6 +33,25 @@ type Output struct {
 	size    int
 	ended   bool
 	changed chan struct{} // closed and replaced at each change
+}
+
+// boundedFile is a log that is emptied when it gets too long: logs lie in
+// memory, and a topology may stay for days.
+type boundedFile struct {
+	*os.File // appends
+	written  int
+}
+
+func (f *boundedFile) Write(p []byte) (int, error) {
+	if f.written > logLimit {
+		if err := f.Truncate(0); err != nil {
+			return 0, err
+		}
+		f.written = 0
+	}
+	n, err := f.File.Write(p)
+	f.written += n
+	return n, err
 }
 
 func newOutput() *Output { return &Output{changed: make(chan struct{})} }

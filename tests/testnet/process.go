@@ -153,7 +153,7 @@ func (p *Process) pipe(o **Output, log *os.File, copies *sync.WaitGroup) (*os.Fi
 		defer r.Close()
 		file := os.NewFile(uintptr(fd), p.log)
 		defer file.Close()
-		out.follow(r, file)
+		out.follow(r, &boundedFile{File: file})
 	}()
 	return w, nil
 }
@@ -170,7 +170,8 @@ func (p *Process) Stdout() *Output { return p.stdout }
 // Stderr is the output on descriptor 2.
 func (p *Process) Stderr() *Output { return p.stderr }
 
-// Log returns the path of the file that gets all output.
+// Log returns the path of the file that gets all output; one that grows too
+// large begins again.
 func (p *Process) Log() string { return p.log }
 
 // Done is closed when the process has ended and all its output is read.
