@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/bpf"
+	"github.com/meshproxy/meshproxy/sockmap/netcookie"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
@@ -88,7 +89,7 @@ func Open(opts Options) (_ *Capture, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.ownNetNS, err = netns.Cookie(netns.Own); err != nil {
+	if c.ownNetNS, err = netcookie.Of(netns.Own); err != nil {
 		return nil, fmt.Errorf("read namespace cookie: %w", err)
 	}
 	if c.kernel, err = load(c.place, c.root, &opts); err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/bpf"
+	"github.com/meshproxy/meshproxy/sockmap/netcookie"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
@@ -68,7 +69,7 @@ func (c *Capture) AttachNetNS(nsFD int) (uint64, error) {
 	}
 	cookie := c.ownNetNS
 	if !own {
-		if cookie, err = netns.CookieBy(c.opts.Namespaces, nsFD); err != nil {
+		if cookie, err = netcookie.By(c.opts.Namespaces, nsFD); err != nil {
 			return 0, fmt.Errorf("read namespace cookie: %w", err)
 		}
 	}

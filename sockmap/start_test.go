@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/sockmap/netcookie"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
@@ -139,7 +140,7 @@ func (w *world) acceptAll() func() int {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	cookie, err := netns.Cookie(w.ns.FD())
+	cookie, err := netcookie.Of(w.ns.FD())
 	if err != nil {
 		w.t.Fatal(err)
 	}

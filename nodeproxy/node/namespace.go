@@ -17,6 +17,7 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 	"github.com/meshproxy/meshproxy/sockmap"
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
+	"github.com/meshproxy/meshproxy/sockmap/netcookie"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 )
 
@@ -127,7 +128,7 @@ func (s *namespaces) open(ctx context.Context, h *netns.Handle, own bool) (_ *na
 			n.close()
 		}
 	}()
-	if n.cookie, err = netns.CookieBy(s.way, n.fd()); err != nil {
+	if n.cookie, err = netcookie.By(s.way, n.fd()); err != nil {
 		return nil, err
 	}
 	if n.listeners, err = openListeners(ctx, s.ports, binder{way: s.way, ns: n.fd(), mark: s.mark}); err != nil {
@@ -288,7 +289,7 @@ func (s *namespaces) cookie(h *netns.Handle) (uint64, error) {
 		}
 	}
 	s.mu.RUnlock()
-	return netns.CookieBy(s.way, h.FD())
+	return netcookie.By(s.way, h.FD())
 }
 
 // join notes that a workload is in the namespace of h, which it takes over, and

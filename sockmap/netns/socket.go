@@ -64,7 +64,8 @@ func listenConfig(control Control) *net.ListenConfig {
 
 // Cookie returns the cookie of the namespace of fd, as
 // bpf_get_netns_cookie gives it: unlike the inode, it is never reused.
-// It returns ErrNoCookie on kernels before 5.14.
+// It returns ErrNoCookie on kernels before 5.14; package netcookie has another
+// way.
 func Cookie(fd int) (uint64, error) {
 	// Any family will do; this one can't be missing.
 	sock, err := Socket(fd, unix.AF_UNIX, unix.SOCK_DGRAM, 0)

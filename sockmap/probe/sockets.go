@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
+	"github.com/meshproxy/meshproxy/sockmap/netcookie"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
 	"github.com/meshproxy/meshproxy/sockmap/sockdiag"
 )
@@ -36,13 +37,9 @@ func helperName(h asm.BuiltinFunc) string {
 func socketChecks() []check {
 	return []check{
 		{
-			name: "netns cookie", minKernel: "5.14",
-			consequence: "Workloads in network namespaces of their own (containers, pods) are not served. Others work.",
+			name: "netns cookie", required: true, minKernel: "5.7", consequence: noCapture,
 			look: func() (string, error) {
-				cookie, err := netns.Cookie(netns.Own)
-				if errors.Is(err, netns.ErrNoCookie) {
-					return "", absence{err}
-				}
+				cookie, err := netcookie.Of(netns.Own)
 				if err != nil {
 					return "", err
 				}
