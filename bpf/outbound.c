@@ -292,12 +292,15 @@ INLINE enum verdict judge_connect(struct dial *d)
 }
 
 /* Without bpf_set_retval a refusal would be EPERM, which applications take for
- * a misconfiguration; port 0 of loopback answers with a RST. */
+ * a misconfiguration; port 0 of loopback answers with a RST. A datagram socket
+ * would get no answer from there. */
 INLINE int refused_at_loopback(struct dial *d)
 {
+	if (have_set_retval || d->ctx->type != SOCK_STREAM)
+		return 0;
 	set_loopback(&d->to);
 	d->to.port = 0;
-	return !have_set_retval;
+	return 1;
 }
 
 SEC("cgroup/connect4")

@@ -34,9 +34,12 @@ func cgroup2Mount() (string, error) {
 }
 
 // killCgroup kills every process of the cgroup and below it, and waits until
-// they are gone. cgroup.kill exists since Linux 5.14.
+// they are gone.
 func killCgroup(path string) error {
 	err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = killProcesses(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -44,6 +47,33 @@ func killCgroup(path string) error {
 		return fmt.Errorf("kill cgroup: %w", err)
 	}
 	return waitEmpty(path)
+}
+
+// killProcesses does what cgroup.kill does since Linux 5.14, for processes that
+// don't fork meanwhile.
+func killProcesses(path string) error {
+	if _, err := os.Stat(path); err != nil {
+		return err
+	}
+	return filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return err
+		}
+		pids, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		for _, field := range strings.Fields(string(pids)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return err
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // waitEmpty waits until cgroup.events says that no process is left. The kernel
