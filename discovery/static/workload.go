@@ -298,3 +298,9 @@ func distinct[T comparable](v yamlconf.Value, decode func(yamlconf.Value) T) []T
 	})
 	return out
 }
+
+// Selector decodes an entry of a workload's match, for other places that say
+// which processes something consists of.
+func Selector(v yamlconf.Value) (mesh.Selector, bool) {
+	return newDecoder(Options{}.withDefaults()).selector(v)
+}

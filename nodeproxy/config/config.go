@@ -129,6 +129,7 @@ type FileLeaf struct {
 type Sources struct {
 	// StaticFiles are absolute, or relative to the working directory.
 	StaticFiles []string
+	Consul      ConsulSource
 }
 
 // Defaults are those of the workloads.

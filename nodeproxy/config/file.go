@@ -104,6 +104,10 @@ func (f *file) key(row *key, v yamlconf.Value) {
 func read(field *value, v yamlconf.Value) raw {
 	r := raw{origin: v.Position(), at: v}
 	switch {
+	case field.kind == kindTree:
+		r.text = v.Position()
+	case field.kind == kindBool:
+		r.text = strconv.FormatBool(v.Bool())
 	case field.fields != nil:
 		m := v.Map()
 		record := make(map[string]string, len(field.fields))

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
@@ -216,6 +217,38 @@ var table = []key{
 		func(c *Config) value {
 			return listOf(&c.Sources.StaticFiles, "a path", parsePath, same, kindText)
 		},
+	},
+	{
+		"sources.consul.enabled", "false", "Whether the services of this node's Consul agent are its workloads, and the services that they may reach those of the mesh.", true,
+		func(c *Config) value { return boolean(&c.Sources.Consul.Enabled) },
+	},
+	{
+		"sources.consul.nodeName", "", "What Consul calls this node. Empty: what its agent says.", true,
+		func(c *Config) value { return text(&c.Sources.Consul.NodeName, "text", nil) },
+	},
+	{
+		"sources.consul.upstreams", string(consul.ReachPermitted), "What workloads can dial: permitted, every service that intentions permit one of them; explicit, the upstreams of their registrations and of sources.consul.services.", false,
+		func(c *Config) value {
+			return enum(&c.Sources.Consul.Reach, consul.ReachPermitted, consul.ReachExplicit)
+		},
+	},
+	{
+		"sources.consul.defaultIntentions", string(IntentionsAgent), "What happens where no intention decides: allow, deny, or agent, what Consul has configured for it.", false,
+		func(c *Config) value {
+			return enum(&c.Sources.Consul.Intentions, IntentionsAgent, IntentionsAllow, IntentionsDeny)
+		},
+	},
+	{
+		"sources.consul.register", "true", "Whether the node registers itself with the agent as the proxy of each service here.", true,
+		func(c *Config) value { return boolean(&c.Sources.Consul.Register) },
+	},
+	{
+		"sources.consul.dns", "127.0.0.1:8600", "Where the agent answers DNS queries about its domain that are not the mesh's. off: they go where all others go.", false,
+		func(c *Config) value { return resolverOrOff(&c.Sources.Consul.DNS) },
+	},
+	{
+		"sources.consul.services", "", "What Consul does not say about services here: the processes of one, its explicit upstreams, a port of its own for clients without SNI; and services that the node registers with the agent itself.", false,
+		func(c *Config) value { return consulServices(&c.Sources.Consul.Services) },
 	},
 
 	{

@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/viper"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 )
 
@@ -168,6 +170,9 @@ func (c *Config) complete() error {
 	}
 	if c.Identity.Provider == ProviderConsul && c.Origin("node.trustDomain") == originDefault {
 		c.Node.TrustDomain = spiffeid.TrustDomain{} // Consul's has a UUID of its own
+	}
+	if c.Sources.Consul.Enabled && c.Origin("listeners.inboundMTLS") == originDefault {
+		c.Listeners.InboundMTLS = netip.AddrPortFrom(netip.IPv6Unspecified(), consul.DefaultInboundPort)
 	}
 	if c.Identity.Embedded.Dir == "" {
 		c.Identity.Embedded.Dir = filepath.Join(c.StateDir, "ca")

@@ -4,6 +4,7 @@ package config
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 )
 
@@ -128,16 +129,4 @@ func Diff(before, after *Config) []Change {
 	return changes
 }
 
-func sameItem(a, b any) bool {
-	x, record := a.(map[string]any)
-	if !record {
-		return a == b
-	}
-	y := b.(map[string]any)
-	for field := range x {
-		if x[field] != y[field] {
-			return false
-		}
-	}
-	return true
-}
+func sameItem(a, b any) bool { return reflect.DeepEqual(a, b) }

@@ -125,6 +125,16 @@ func (v *validation) unused(key string, set bool) {
 }
 
 func (v *validation) consul() {
+	if src := &v.c.Sources.Consul; src.Enabled {
+		if v.c.Identity.Provider == ProviderEmbedded {
+			v.fail("sources.consul.enabled", "identity.provider: consul with it", "true, and the CA of identity.provider embedded signs no identities of Consul's")
+		}
+		if src.Register && !v.c.Listeners.InboundMTLS.IsValid() {
+			v.fail("sources.consul.register", "listeners.inboundMTLS with it, or false", "true, and no port for those who would dial it")
+		}
+	} else if len(src.Services) > 0 {
+		v.fail("sources.consul.services", "sources.consul.enabled: true with it", "services, and the source is off")
+	}
 	s := &v.c.Consul
 	if (s.CertFile == "") != (s.KeyFile == "") {
 		v.fail("consul.certFile", "consul.certFile and consul.keyFile together", "one without the other")

@@ -35,6 +35,8 @@ const (
 	kindAny               // text or number
 	kindInt               // number
 	kindWords             // one of a few words
+	kindBool              // true or false
+	kindTree              // a mapping, which set decodes itself
 )
 
 // value is a field of a Config: how it is read, checked and shown.
@@ -114,6 +116,15 @@ func text(p *string, want string, check func(string) error) value {
 		}
 		return s, nil
 	}, same, kindText)
+}
+
+func boolean(p *bool) value {
+	return scalar(p, "true or false", func(s string) (bool, error) {
+		if s != "true" && s != "false" {
+			return false, wantError{}
+		}
+		return s == "true", nil
+	}, same, kindBool)
 }
 
 // secret is a text that is not shown: a few digits of its digest tell whether it
@@ -290,6 +301,22 @@ func parseResolver(s string) (netip.AddrPort, error) {
 		return netip.AddrPortFrom(a.Unmap(), 53), nil
 	}
 	return parseAddrPort(s)
+}
+
+func resolverOrOff(p *netip.AddrPort) value {
+	return scalar(p, `an IP address, with a port if it isn't 53, or "off"`,
+		func(s string) (netip.AddrPort, error) {
+			if s == off {
+				return netip.AddrPort{}, nil
+			}
+			return parseResolver(s)
+		},
+		func(a netip.AddrPort) any {
+			if !a.IsValid() {
+				return off
+			}
+			return formatResolver(a)
+		}, kindAny)
 }
 
 func formatResolver(a netip.AddrPort) any {

@@ -37,6 +37,7 @@ func (s *Server) decide(raw []byte, stream bool) (answer []byte, forward *query)
 		s.options.Metrics.Query(result)
 		return s.pack(q, msg, reply), nil
 	}
+	q.via = s.settings.Load().zone(msg.Question[0].Name)
 	return nil, q
 }
 

@@ -71,9 +71,11 @@ func (f *forwarder) use(servers []netip.AddrPort) {
 		f.fixed.Store(nil)
 		return
 	}
-	f.fixed.Store(&upstreams{
-		servers: slices.Clone(servers), timeout: defaultTimeout, attempts: defaultAttempts,
-	})
+	f.fixed.Store(fixed(servers))
+}
+
+func fixed(servers []netip.AddrPort) *upstreams {
+	return &upstreams{servers: slices.Clone(servers), timeout: defaultTimeout, attempts: defaultAttempts}
 }
 
 // ask gets the answer to a query from the node's resolvers, or makes one that
@@ -112,7 +114,10 @@ func (s *Server) ask(ctx context.Context, q *query) (answer []byte) {
 func (f *forwarder) ask(ctx context.Context, q *query) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	up := f.upstreams()
+	up := q.via
+	if up == nil {
+		up = f.upstreams()
+	}
 	order := f.order(up)
 	if len(order) == 0 {
 		return nil, errNoUpstream

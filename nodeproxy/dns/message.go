@@ -26,6 +26,8 @@ const (
 
 // query is a query that is well-formed as far as matters here.
 type query struct {
+	// via are the resolvers that know its name; nil: any.
+	via *upstreams
 	// raw is the message as it was received; it belongs to the listener's
 	// buffer until clone.
 	raw []byte

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -57,9 +58,20 @@ type Settings struct {
 	// TTL of addresses, and NegativeTTL of answers without any; default 10
 	// and 5 seconds.
 	TTL, NegativeTTL time.Duration
+	// Zones have resolvers of their own.
+	Zones []Zone
 	// Upstreams are the resolvers for everything else, asked in this order.
 	// None means those of ResolvConf.
 	Upstreams []netip.AddrPort
+}
+
+// Zone is a domain whose names are forwarded to certain resolvers, those of
+// them that the mesh does not answer.
+type Zone struct {
+	Domain    string
+	Upstreams []netip.AddrPort
+
+	upstreams *upstreams
 }
 
 // Options are what a Server is made of.
@@ -98,8 +110,28 @@ func (s *Settings) complete() error {
 	if s.Domain != "" {
 		s.Domain = miekg.CanonicalName(s.Domain)
 	}
+	s.Zones = slices.Clone(s.Zones)
+	for i := range s.Zones {
+		z := &s.Zones[i]
+		if _, ok := miekg.IsDomainName(z.Domain); !ok || z.Domain == "" || len(z.Upstreams) == 0 {
+			return fmt.Errorf("set DNS zone %q: want a domain name and its resolvers", z.Domain)
+		}
+		z.Domain = miekg.CanonicalName(z.Domain)
+		z.upstreams = fixed(z.Upstreams)
+	}
 	orElse(&s.TTL, 10*time.Second)
 	orElse(&s.NegativeTTL, 5*time.Second)
+	return nil
+}
+
+// zone returns the resolvers of the zone that a name is in; nil: those for
+// everything else.
+func (s *Settings) zone(name string) *upstreams {
+	for i := range s.Zones {
+		if miekg.IsSubDomain(s.Zones[i].Domain, name) {
+			return s.Zones[i].upstreams
+		}
+	}
 	return nil
 }
 

@@ -29,10 +29,17 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 	}
 	n.cache = diskcache.New(diskcache.Options{Dir: c.StateDir, Logger: n.log})
 	n.static = static.New(n.staticOptions(c))
+	sources := []discovery.Source{n.static}
+	if err := n.openConsul(c); err != nil {
+		return err
+	}
+	if n.consul != nil {
+		sources = append(sources, n.consul)
+	}
 	var err error
 	n.merger, err = discovery.NewMerger(discovery.Options{
 		Node: c.MeshNode(), Domain: c.DNS.Domain,
-		Sources:     []discovery.Source{n.static},
+		Sources:     sources,
 		VirtualIPs:  virtualIPs(c),
 		Assignments: n.cache.Assignments(),
 		Last:        n.cache.Load(),

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/dns"
@@ -24,9 +25,13 @@ func (n *Node) startDNS(context.Context) (err error) {
 }
 
 func dnsSettings(c *config.Config) dns.Settings {
-	return dns.Settings{
+	s := dns.Settings{
 		Domain: c.DNS.Domain, VirtualIPs: virtualIPs(c), TTL: c.DNS.TTL, Upstreams: c.DNS.Upstreams,
 	}
+	if src := &c.Sources.Consul; src.Enabled && src.DNS.IsValid() {
+		s.Zones = []dns.Zone{{Domain: consul.DefaultDomain, Upstreams: []netip.AddrPort{src.DNS}}}
+	}
+	return s
 }
 
 // serveDNS gives the resolver sockets of a namespace to the DNS proxy, which

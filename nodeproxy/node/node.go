@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/discovery"
+	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/diskcache"
 	"github.com/meshproxy/meshproxy/discovery/static"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin"
@@ -61,6 +62,7 @@ type Node struct {
 	provider   provider
 	cache      *diskcache.Cache
 	static     *static.Source
+	consul     *consul.Source // nil: off
 	capture    *sockmap.Capture
 	cgroups    hierarchy
 	merger     *discovery.Merger

@@ -133,6 +133,9 @@ func (n *Node) apply(c *config.Config) error {
 		n.options.Level.Set(level)
 	}
 	n.static.Reload(n.staticOptions(c))
+	if n.consul != nil {
+		n.consul.Reload(c.ConsulOptions())
+	}
 	n.reloads.applySoon()
 	return nil
 }

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consul
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/meshproxy/meshproxy/discovery"
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+)
+
+// emit hands over what changed, and then what fails: a failure makes the view
+// stale, not wrong.
+func (r *run) emit(ctx context.Context) {
+	if r.complete() && (r.changed || r.reported != "" && len(r.failing) == 0) {
+		u := r.view()
+		r.emitted, r.changed, r.reported = true, false, ""
+		if !r.send(ctx, u) {
+			return
+		}
+		r.registrar.stale = r.registrar.stale || !r.registrar.begun
+	}
+	r.news = false
+	if err := r.failure(); err != nil && err.Error() != r.reported {
+		r.reported = err.Error()
+		r.send(ctx, discovery.Update{Err: err})
+	}
+}
+
+func (r *run) send(ctx context.Context, u discovery.Update) bool {
+	select {
+	case r.updates <- u:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// failure is the first of what fails now, the agent itself before all else.
+func (r *run) failure() error {
+	if err, ok := r.failing[queryServices]; ok {
+		return err
+	}
+	for _, what := range slices.Sorted(maps.Keys(r.failing)) {
+		return r.failing[what]
+	}
+	return nil
+}
+
+// view is everything as it is known now.
+func (r *run) view() discovery.Update {
+	u := discovery.Update{Warnings: slices.Clone(r.services.warnings)}
+	keys := slices.SortedFunc(maps.Keys(r.chains), func(a, b chainKey) int { return a.meshName().Compare(b.meshName()) })
+	for _, k := range keys {
+		c := r.chains[k]
+		if c.dirty {
+			c.dirty = false
+			r.build(c)
+		}
+		if c.built != nil {
+			u.Services = append(u.Services, c.built)
+		}
+		u.Warnings = append(u.Warnings, c.warnings...)
+	}
+	for _, n := range r.services.names {
+		w, err := r.workload(n, r.base(n), r.services.upstreams[n], r.services.selectors[n])
+		if err != nil {
+			u.Warnings = append(u.Warnings, err.Error())
+			continue
+		}
+		u.Workloads = append(u.Workloads, w)
+		list, warnings := policies(n, r.trustDomain, r.to[n], r.services.byDefault, !r.heard[queryTo] || r.denied[queryTo] != "" || r.unreadable[n])
+		u.Policies = append(u.Policies, list...)
+		u.Warnings = append(u.Warnings, warnings...)
+	}
+	for _, what := range slices.Sorted(maps.Keys(r.denied)) {
+		u.Warnings = append(u.Warnings, what+": "+r.denied[what])
+	}
+	return u
+}
+
+// build translates a chain.
+func (r *run) build(c *chainState) {
+	before := c.built
+	c.warnings = nil
+	if c.compiled == nil {
+		// Nobody may read it, or not yet. A service here takes what arrives
+		// all the same.
+		if c.key.datacenter == "" && len(r.services.of[c.key.name]) > 0 {
+			c.built = &mesh.Service{Name: c.key.meshName(), Ports: []mesh.Port{{Protocol: mesh.ProtocolTCP}}, Hostnames: r.hostnames(c.key)}
+		}
+	} else {
+		c.built, c.warnings = r.service(c.key, c.compiled)
+	}
+	if c.built != nil && c.key.datacenter == "" {
+		built, err := r.localEndpoints(c.built, r.services.of[c.key.name])
+		if err != nil {
+			c.warnings = append(c.warnings, err.Error())
+		}
+		c.built = built
+	}
+	c.built = mesh.ShareService(before, c.built)
+}
+
+// base is a workload as configuration wants all of them, and as Consul's own
+// entries want this one where configuration says nothing else.
+func (r *run) base(n mesh.Name) mesh.Workload {
+	w := r.opts.Workload
+	if c := r.configured(n); c != nil {
+		w.MTLSPort = c.Port
+	}
+	mode := cmp.Or(r.entries["service-defaults"][n].MutualTLSMode, r.entries["proxy-defaults"][globalEntry].MutualTLSMode)
+	if mode == string(mesh.InboundPermissive) && w.Inbound == mesh.InboundStrict {
+		w.Inbound = mesh.InboundPermissive
+	}
+	if r.entries["mesh"][meshEntry].TransparentProxy.MeshDestinationsOnly {
+		w.Egress = mesh.EgressRegisteredOnly
+	}
+	return w
+}
+
+// The names of the configuration entries that there is one of.
+var (
+	globalEntry = mesh.Name{Name: "global"}.Canonical()
+	meshEntry   = mesh.Name{Name: "mesh"}.Canonical()
+)

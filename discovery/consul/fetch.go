@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consul
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+)
+
+// chainState is a chain that is wanted.
+type chainState struct {
+	key      chainKey
+	compiled *chain
+	targets  []*targetState
+	tried    bool
+	job      job
+
+	dirty    bool // built is not up to date
+	built    *mesh.Service
+	warnings []string
+}
+
+// targetState is a target of some chain.
+type targetState struct {
+	key       targetKey
+	instances []instance
+	index     uint64
+	tried     bool
+	users     map[*chainState]bool
+	job       job
+	stop      func() // ends its own blocking query; nil without one
+	wait      time.Duration
+}
+
+// job is the fetch of a chain or a target.
+type job struct {
+	queued, running, again bool
+}
+
+// fetches asks for chains and targets, so many at a time.
+type fetches struct {
+	run     *run
+	queue   []func(context.Context)
+	running int
+}
+
+func (f *fetches) idle() bool { return f.running == 0 && len(f.queue) == 0 }
+
+// pump starts what fits.
+func (f *fetches) pump(ctx context.Context) {
+	for f.running < maxFetches && len(f.queue) > 0 {
+		start := f.queue[0]
+		f.queue = f.queue[1:]
+		f.running++
+		start(ctx)
+	}
+}
+
+// add queues a fetch unless it is queued already; one that runs is repeated,
+// since its answer may have been under way when the change came.
+func (f *fetches) add(j *job, fetch func(context.Context) func()) {
+	switch {
+	case j.queued:
+		return
+	case j.running:
+		j.again = true
+		return
+	}
+	j.queued = true
+	r := f.run
+	f.queue = append(f.queue, func(ctx context.Context) {
+		j.queued, j.running = false, true
+		r.tasks.Go(func() {
+			finish := fetch(ctx)
+			r.post(ctx, func() {
+				f.running--
+				j.running = false
+				finish()
+				if j.again {
+					j.again = false
+					f.add(j, fetch)
+				}
+			})
+		})
+	})
+}
+
+// chain has a chain compiled.
+func (f *fetches) chain(c *chainState) {
+	r := f.run
+	q := question{
+		path: "/v1/discovery-chain/" + c.key.name.Name, namespace: c.key.name.Namespace, datacenter: c.key.datacenter,
+	}
+	f.add(&c.job, func(ctx context.Context) func() {
+		var answer struct{ Chain *chain }
+		_, err := r.ask(ctx, q, &answer)
+		return func() {
+			if ctx.Err() == nil {
+				r.takeChain(c, answer.Chain, err)
+			}
+		}
+	})
+}
+
+// target asks for the instances of a target: at once if they are not known
+// yet, else within wait for a change.
+func (f *fetches) target(t *targetState, wait time.Duration) {
+	r := f.run
+	t.wait = max(t.wait, wait)
+	f.add(&t.job, func(ctx context.Context) func() {
+		rows, meta, err := r.askTarget(ctx, t.key, max(1, t.index), t.wait)
+		return func() {
+			t.wait = 0
+			if ctx.Err() == nil {
+				r.takeTarget(t, rows, meta, err)
+			}
+		}
+	})
+}
+
+// askTarget always names an index: with one the agent answers from the view
+// that it keeps, without one from a server.
+func (r *run) askTarget(ctx context.Context, k targetKey, index uint64, wait time.Duration) ([]instance, *api.QueryMeta, error) {
+	var rows []row
+	meta, err := r.ask(ctx, question{
+		path: "/v1/health/connect/" + k.service, filter: k.filter,
+		namespace: k.namespace, partition: k.partition, datacenter: k.datacenter,
+		index: max(1, index), wait: wait,
+	}, &rows)
+	if err != nil {
+		return nil, nil, err
+	}
+	return instancesOf(rows), meta, nil
+}
+
+const queryChains, queryTargets = "discovery chains", "instances of services"
+
+func (r *run) takeChain(c *chainState, compiled *chain, err error) {
+	c.tried = true
+	if r.chains[c.key] != c {
+		return // no longer wanted
+	}
+	switch {
+	case err != nil && (refused(err) || particular(err)):
+		r.deny(queryChains+" of "+c.key.meshName().String(), err)
+		r.afterwards(deniedPause, func() { r.fetches.chain(c) })
+		return
+	case err != nil:
+		r.failed(queryChains, err)
+		r.later(func() { r.fetches.chain(c) })
+		return
+	}
+	r.worked(queryChains)
+	r.worked(queryChains + " of " + c.key.meshName().String())
+	c.compiled = compiled
+	var next []*targetState
+	for _, t := range compiled.Targets {
+		if t.refused(r.home) != "" {
+			continue
+		}
+		state := r.targets[t.key()]
+		if state == nil {
+			state = &targetState{key: t.key(), users: make(map[*chainState]bool)}
+			r.targets[t.key()] = state
+			r.fetches.target(state, firstWait)
+			r.checks.stale = true
+		}
+		state.users[c] = true
+		next = append(next, state)
+	}
+	for _, t := range c.targets {
+		if !slices.Contains(next, t) {
+			r.leave(c, t)
+		}
+	}
+	c.targets = next
+	c.dirty, r.changed = true, true
+}
+
+// firstWait is for the first answer about a target: any index is newer than 1.
+const firstWait = time.Second
+
+func (r *run) leave(c *chainState, t *targetState) {
+	delete(t.users, c)
+	if len(t.users) > 0 {
+		return
+	}
+	if t.stop != nil {
+		t.stop()
+	}
+	delete(r.targets, t.key)
+	r.checks.moved(t, t.instances, nil)
+	r.checks.stale = true
+}
+
+func (r *run) dropChain(c *chainState) {
+	for _, t := range c.targets {
+		r.leave(c, t)
+	}
+	delete(r.chains, c.key)
+	r.changed = true
+}
+
+func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMeta, err error) {
+	t.tried = true
+	if r.targets[t.key] != t {
+		return
+	}
+	switch {
+	case err != nil && (refused(err) || particular(err)):
+		r.deny(queryTargets+" "+t.key.String(), err)
+		if t.stop == nil {
+			r.afterwards(deniedPause, func() { r.fetches.target(t, firstWait) })
+		}
+		return
+	case err != nil:
+		r.failed(queryTargets, err)
+		r.later(func() { r.fetches.target(t, firstWait) })
+		return
+	}
+	r.worked(queryTargets)
+	r.lacksRows(t, meta)
+	t.index = meta.LastIndex
+	if slices.Equal(t.instances, instances) {
+		return
+	}
+	r.checks.moved(t, t.instances, instances)
+	t.instances = instances
+	for c := range t.users {
+		c.dirty = true
+	}
+	r.changed = true
+}
+
+func (r *run) lacksRows(t *targetState, meta *api.QueryMeta) {
+	r.lacks(queryTargets+" "+t.key.String(), `service "`+t.key.service+`" { policy = "read" }, node_prefix "" { policy = "read" }`, meta.ResultsFilteredByACLs)
+}
+
+// instancesOf implements translation.instances.
+func (r *run) instancesOf(k targetKey) []instance {
+	if t := r.targets[k]; t != nil {
+		return t.instances
+	}
+	return nil
+}
+
+// concerns reports whether a chain may follow from one of the services'
+// configuration entries.
+func (c *chainState) concerns(names map[mesh.Name]bool) bool {
+	if names[c.key.name.Canonical()] || c.compiled == nil {
+		return true
+	}
+	for _, t := range c.compiled.Targets {
+		if names[mesh.Name{Namespace: t.Namespace, Name: t.Service}.Canonical()] {
+			return true
+		}
+	}
+	for _, n := range c.compiled.Nodes {
+		service, _, _ := strings.Cut(n.Name, ".")
+		if n.Type != nodeResolver && names[mesh.Name{Name: service}.Canonical()] {
+			return true
+		}
+	}
+	return false
+}
+
+// retryPause is how long a failed fetch waits for its next attempt.
+const retryPause = 2 * time.Second
+
+// later repeats a fetch that failed.
+func (r *run) later(f func()) { r.afterwards(retryPause, f) }
+
+// afterwards runs f on the run's goroutine after a while.
+func (r *run) afterwards(d time.Duration, f func()) {
+	ctx := r.ctx
+	r.tasks.Go(func() {
+		if sleep(ctx, jittered(d)) {
+			r.post(ctx, f)
+		}
+	})
+}

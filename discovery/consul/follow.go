@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consul
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+const (
+	minPause = 200 * time.Millisecond
+	maxPause = 10 * time.Second
+	// deniedPause is for what the token may not do.
+	deniedPause = 30 * time.Second
+	// pace is the least time between two answers to a query, so that a busy
+	// catalog does not make the node busy.
+	pace = 30 * time.Millisecond
+	// noIndexPause is for an agent that gives no index to wait for.
+	noIndexPause = 5 * time.Second
+)
+
+// jittered is between half of d and one and a half of it.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// asker asks a question with an index to wait for a change of.
+type asker[T any] func(ctx context.Context, index uint64, wait time.Duration) (T, *api.QueryMeta, error)
+
+// follow asks again and again until ctx is done, and hands what changed to
+// take, on the run's goroutine. An index that goes backwards, as after a
+// restore, or that is none, is forgotten.
+func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take func(T, *api.QueryMeta)) {
+	var index uint64
+	var last time.Time // of the last answer
+	pause := minPause
+	for {
+		v, meta, err := ask(ctx, index, longWait+rand.N(longWait/5))
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			r.post(ctx, func() { r.failed(what, err) })
+			rest := jittered(pause)
+			pause = min(2*pause, maxPause)
+			if refused(err) {
+				rest = jittered(deniedPause)
+			}
+			// Whatever it was, the next answer is to come at once.
+			index = 0
+			if !sleep(ctx, rest) {
+				return
+			}
+			continue
+		}
+		pause = minPause
+		changed := index == 0 || meta.LastIndex != index
+		if index = meta.LastIndex; meta.LastIndex < index {
+			index = 0
+		}
+		r.post(ctx, func() {
+			r.worked(what)
+			if changed {
+				take(v, meta)
+			}
+		})
+		rest := pace - time.Since(last)
+		if index == 0 {
+			rest = jittered(noIndexPause)
+		}
+		if !sleep(ctx, rest) {
+			return
+		}
+		last = time.Now()
+	}
+}
+
+// sleep waits for d; false when ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// get makes an asker of a GET.
+func get[T any](r *run, q question) asker[T] {
+	return func(ctx context.Context, index uint64, wait time.Duration) (v T, meta *api.QueryMeta, err error) {
+		q.index, q.wait = index, wait
+		meta, err = r.ask(ctx, q, &v)
+		return v, meta, err
+	}
+}

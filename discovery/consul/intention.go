@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consul
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+)
+
+// defaultPrecedence is that of the policy that ends each list. Consul's own
+// begin at 1 (structs.Intention.UpdatePrecedence).
+const defaultPrecedence = -1
+
+// policies are the intentions about a local service, of precedence as Consul
+// has it, and its default. unknown says that the intentions could not be read:
+// then nobody may enter.
+func policies(n mesh.Name, td spiffeid.TrustDomain, list []intention, defaultAction mesh.Action, unknown bool) (out []*mesh.Policy, warnings []string) {
+	to := []mesh.PolicyTarget{{Workload: n}}
+	for i := range list {
+		ix := &list[i]
+		from, understood := ix.source(td)
+		if !understood {
+			// Its clients cannot prove who they are to this node, so it says
+			// nothing about anybody who can.
+			warnings = append(warnings, fmt.Sprintf("intention of %s for %s is left out: sources of cluster peers, other partitions and sameness groups are unknown here", ix.sourceText(), n))
+			continue
+		}
+		p := &mesh.Policy{
+			Name:       mesh.Name{Namespace: n.Namespace, Name: fmt.Sprintf("intention %s->%s", ix.sourceText(), n.Name)},
+			Action:     mesh.ActionDeny,
+			Precedence: ix.Precedence,
+			From:       from,
+			To:         to,
+		}
+		if ix.Action == string(mesh.ActionAllow) && !ix.Conditional {
+			p.Action = mesh.ActionAllow
+		}
+		if ix.Conditional {
+			// A connection shows no requests: what may enter on conditions
+			// about them may not enter (agent/xds/rbac.go does the same for
+			// protocol tcp).
+			p.Name.Name += " (about requests)"
+		}
+		out = append(out, p)
+	}
+	p := &mesh.Policy{
+		Name:       mesh.Name{Namespace: n.Namespace, Name: "intention default->" + n.Name},
+		Action:     defaultAction,
+		Precedence: defaultPrecedence, To: to,
+	}
+	if unknown {
+		p.Name.Name, p.Action = "intentions unknown->"+n.Name, mesh.ActionDeny
+	}
+	return append(out, p), warnings
+}
+
+func (ix *intention) sourceText() string {
+	s := mesh.Name{Namespace: cmp.Or(ix.SourceNS, standard), Name: ix.SourceName}.String()
+	if ix.SourcePeer != "" {
+		s += " of peer " + ix.SourcePeer
+	}
+	return s
+}
+
+// source says whom the intention is about; false when this node cannot know
+// such clients.
+func (ix *intention) source(td spiffeid.TrustDomain) ([]mesh.PolicySource, bool) {
+	if ix.SourcePeer != "" || ix.SourceSamenessGroup != "" || cmp.Or(ix.SourcePartition, standard) != standard {
+		return nil, false
+	}
+	s := mesh.PolicySource{TrustDomain: td.Name()}
+	if ns := cmp.Or(ix.SourceNS, standard); ns == wildcard {
+		s.AnyIdentity = true
+	} else {
+		s.Service = mesh.Name{Namespace: ns, Name: ix.SourceName}
+	}
+	return []mesh.PolicySource{s}, true
+}
+
+// permits reports whether the intentions of a source let it dial the
+// destination, some requests at least (state.intentionTopologyTxn).
+func permits(list []intention, destination mesh.Name, defaultAction mesh.Action) bool {
+	best := -1
+	for i := range list {
+		ix := &list[i]
+		if ns := cmp.Or(ix.DestinationNS, standard); ns != destination.Namespace && ns != wildcard {
+			continue
+		}
+		if ix.DestinationName != destination.Name && ix.DestinationName != wildcard {
+			continue
+		}
+		if best < 0 || ix.Precedence > list[best].Precedence {
+			best = i
+		}
+	}
+	if best < 0 {
+		return defaultAction == mesh.ActionAllow
+	}
+	return list[best].Conditional || list[best].Action == string(mesh.ActionAllow)
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consul
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+)
+
+// localIndex is what follows from the agent's services and configuration.
+type localIndex struct {
+	stale     bool
+	byDefault mesh.Action
+
+	names     []mesh.Name
+	of        map[mesh.Name][]*local
+	upstreams map[mesh.Name][]Upstream
+	selectors map[mesh.Name][]mesh.Selector
+	warnings  []string
+	// waiting: a service here has nobody listening whom it could be matched
+	// to.
+	waiting bool
+}
+
+// configured returns what configuration says about a service here.
+func (r *run) configured(n mesh.Name) *Service {
+	for i := range r.opts.Services {
+		if r.opts.Services[i].Name.Canonical() == n {
+			return &r.opts.Services[i]
+		}
+	}
+	return nil
+}
+
+func (r *run) indexLocal(ctx context.Context) {
+	s := &r.services
+	s.stale = false
+	address := r.self.Address
+	if !address.IsValid() {
+		address, _ = netip.ParseAddr(r.addressOfAgent)
+	}
+	r.locals, s.warnings = localServices(r.all, address)
+	before := s.names
+	s.names, s.of = byName(r.locals)
+	s.upstreams = make(map[mesh.Name][]Upstream, len(s.names))
+	for _, n := range s.names {
+		var configured []Upstream
+		if c := r.configured(n); c != nil {
+			configured = c.Upstreams
+		}
+		ups, w := upstreams(s.of[n], r.all, configured)
+		s.upstreams[n] = ups
+		s.warnings = append(s.warnings, w...)
+	}
+	r.match()
+	if !slices.Equal(before, s.names) {
+		r.followIntentions(ctx)
+	}
+	for _, c := range r.chains {
+		c.dirty = true // local instances may be in any of them
+	}
+}
+
+// plan settles which chains are wanted: those of explicit upstreams, of the
+// services here, and of all that intentions permit one of them.
+func (r *run) plan(ctx context.Context) {
+	if !r.heard[querySelf] || !r.heard[queryServices] || r.trustDomain.IsZero() {
+		return
+	}
+	if r.services.stale {
+		r.indexLocal(ctx)
+	}
+	if len(r.services.names) > 0 && (!r.heard[queryTo] || !r.heard[queryFrom]) || !r.heard[queryNames] {
+		return
+	}
+	wanted := make(map[chainKey]bool)
+	for _, n := range r.services.names {
+		wanted[chainKey{name: n}] = true
+		for _, u := range r.services.upstreams[n] {
+			wanted[u.key(r.home)] = true
+		}
+	}
+	if r.opts.Reach == ReachPermitted {
+		for n := range r.known() {
+			if !wanted[chainKey{name: n}] && r.permitted(n) {
+				wanted[chainKey{name: n}] = true
+			}
+		}
+	}
+	for k := range wanted {
+		if r.chains[k] == nil {
+			c := &chainState{key: k, dirty: true}
+			r.chains[k] = c
+			r.fetches.chain(c)
+		}
+	}
+	for k, c := range r.chains {
+		if !wanted[k] {
+			r.dropChain(c)
+		}
+	}
+	r.planned, r.changed = true, true
+}
+
+// known are the services that exist: with instances, or by configuration
+// entries alone, as virtual services do.
+func (r *run) known() map[mesh.Name]bool {
+	all := make(map[mesh.Name]bool, len(r.catalog))
+	for n := range r.catalog {
+		all[n] = true
+	}
+	for _, kind := range []string{"service-resolver", "service-splitter", "service-router"} {
+		for n := range r.entries[kind] {
+			all[n] = true
+		}
+	}
+	return all
+}
+
+func (r *run) permitted(n mesh.Name) bool {
+	return slices.ContainsFunc(r.services.names, func(from mesh.Name) bool {
+		return permits(r.from[from], n, r.services.byDefault)
+	})
+}
+
+// followIntentions asks for the intentions of the services that are here now:
+// one query for all of them in each direction.
+func (r *run) followIntentions(ctx context.Context) {
+	if r.intentions != nil {
+		r.intentions()
+	}
+	delete(r.heard, queryTo)
+	delete(r.heard, queryFrom)
+	names := slices.Clone(r.services.names)
+	if len(names) == 0 {
+		r.to, r.from, r.intentions = nil, nil, nil
+		return
+	}
+	ctx, r.intentions = context.WithCancel(ctx)
+	r.tasks.Go(func() {
+		follow(ctx, r, queryTo, r.askIntentions(names, api.IntentionMatchDestination), func(m matches, _ *api.QueryMeta) {
+			r.to, r.unreadable = m.found, m.unreadable
+			r.changed = true
+		})
+	})
+	r.tasks.Go(func() {
+		follow(ctx, r, queryFrom, r.askIntentions(names, api.IntentionMatchSource), func(m matches, _ *api.QueryMeta) {
+			r.from = m.found
+			r.planned, r.changed = false, true
+		})
+	})
+}
+
+// matches are intentions by local service.
+type matches struct {
+	found      map[mesh.Name][]intention
+	unreadable map[mesh.Name]bool
+}
+
+// askIntentions asks about all names in one query. Where the token may not
+// read those of all, each is asked for alone, and then the others together.
+func (r *run) askIntentions(names []mesh.Name, by api.IntentionMatchType) asker[matches] {
+	readable := names
+	unreadable := make(map[mesh.Name]bool)
+	return func(ctx context.Context, index uint64, wait time.Duration) (matches, *api.QueryMeta, error) {
+		m, meta, err := r.match1(ctx, readable, by, index, wait)
+		if err == nil || !refused(err) || len(names) == 0 {
+			m.unreadable = unreadable
+			return m, meta, err
+		}
+		readable = nil
+		clear(unreadable)
+		var denial error
+		for _, n := range names {
+			_, _, err := r.match1(ctx, []mesh.Name{n}, by, 0, 0)
+			switch {
+			case err == nil:
+				readable = append(readable, n)
+			case refused(err):
+				unreadable[n] = true
+				denial = err
+			default:
+				return matches{}, nil, err
+			}
+		}
+		what := queryTo + ", of some"
+		if by == api.IntentionMatchSource {
+			what = queryFrom + ", of some"
+		}
+		r.post(ctx, func() { r.deny(what, denial) })
+		if len(readable) == 0 {
+			return matches{}, nil, denial
+		}
+		m, meta, err = r.match1(ctx, readable, by, 0, 0)
+		m.unreadable = unreadable
+		return m, meta, err
+	}
+}
+
+func (r *run) match1(ctx context.Context, names []mesh.Name, by api.IntentionMatchType, index uint64, wait time.Duration) (matches, *api.QueryMeta, error) {
+	texts := make([]string, len(names))
+	for i, n := range names {
+		texts[i] = n.Name
+		if n.Namespace != standard {
+			texts[i] = n.Namespace + "/" + n.Name
+		}
+	}
+	o := r.options(question{index: index, wait: wait})
+	ctx, cancel := context.WithTimeout(ctx, o.WaitTime+o.WaitTime/16+answerTime)
+	defer cancel()
+	found, meta, err := r.opts.Agent.Connect().IntentionMatch(&api.IntentionMatch{By: by, Names: texts}, o.WithContext(ctx))
+	if err == nil {
+		err = trusted("", meta)
+	}
+	if err != nil {
+		return matches{}, nil, err
+	}
+	m := matches{found: make(map[mesh.Name][]intention, len(names))}
+	for i, n := range names {
+		m.found[n] = intentionsOf(found[texts[i]])
+	}
+	return m, meta, nil
+}
+
+func intentionsOf(list []*api.Intention) (out []intention) {
+	for _, ix := range list {
+		out = append(out, intention{
+			SourcePartition: ix.SourcePartition, SourceNS: ix.SourceNS, SourceName: ix.SourceName, SourcePeer: ix.SourcePeer,
+			SourceSamenessGroup: ix.SourceSamenessGroup, DestinationNS: ix.DestinationNS, DestinationName: ix.DestinationName,
+			Action: strings.ToLower(string(ix.Action)), Conditional: len(ix.Permissions) > 0, Precedence: ix.Precedence,
+		})
+	}
+	return out
+}
