@@ -49,7 +49,7 @@ func parseKeyBlock(block *pem.Block) (Key, error) {
 	var err error
 	switch block.Type {
 	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		return ParsePKCS8(block.Bytes)
 	case "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
 	case "RSA PRIVATE KEY":
@@ -57,6 +57,13 @@ func parseKeyBlock(block *pem.Block) (Key, error) {
 	default:
 		return Key{}, fmt.Errorf("PEM block is %.40q, want a private key", block.Type)
 	}
+	return newKey(key, err)
+}
+
+// ParsePKCS8 reads what Key.PKCS8 returns.
+func ParsePKCS8(der []byte) (Key, error) { return newKey(x509.ParsePKCS8PrivateKey(der)) }
+
+func newKey(key any, err error) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("parse private key: %w", err)
 	}
@@ -73,6 +80,16 @@ func (k Key) Public() crypto.PublicKey { return k.signer.Public() }
 // Sign signs with the private key.
 func (k Key) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	return k.signer.Sign(rand, digest, opts)
+}
+
+// PKCS8 returns the key itself, for the node's own successor and nobody else.
+// The caller overwrites it.
+func (k Key) PKCS8() ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k.signer)
+	if err != nil {
+		return nil, fmt.Errorf("encode private key: %w", err)
+	}
+	return der, nil
 }
 
 // Matches reports whether the certificate is about this key.

@@ -89,6 +89,13 @@ func (l *Leaves) fetchLocked(ctx context.Context, id spiffeid.ID, e *leafEntry) 
 	return leaf, nil
 }
 
+// Put makes the leaf the current one, however it was come by.
+func (l *Leaves) Put(id spiffeid.ID, leaf *tls.Certificate) {
+	e := l.entry(id)
+	e.used.Store(false)
+	e.current.Store(leaf)
+}
+
 // Forget drops the leaf; the next Get fetches a new one.
 func (l *Leaves) Forget(id spiffeid.ID) { l.entries.Delete(id) }
 

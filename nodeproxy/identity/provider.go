@@ -27,6 +27,16 @@ type Provider interface {
 	Changed() <-chan struct{}
 }
 
+// Heritable is a Provider whose leaves live in memory only, so that a node that
+// takes over from another process has to be handed them.
+type Heritable interface {
+	// Export returns the leaves with their keys, and the trust bundle, for
+	// Import. It must never be written to a disk as it is.
+	Export() ([]byte, error)
+	// Import takes over what is still valid of it, before Run.
+	Import([]byte) error
+}
+
 // Clock tells the time to providers. Tests bring their own.
 type Clock interface {
 	Now() time.Time
