@@ -141,7 +141,9 @@ func renderCA(p *page, v *api.CA) {
 		case "next":
 			state.text += ", signs " + p.until(r.SignsFrom).text
 		case "retiring":
-			state.text += ", trusted for " + brief(r.TrustedUntil.Sub(p.now))
+			if !r.TrustedUntil.IsZero() {
+				state.text += ", trusted for " + brief(r.TrustedUntil.Sub(p.now))
+			}
 		}
 		rows = append(rows, []cell{{shortened(r.Fingerprint), strong}, text(r.TrustDomain), state, p.until(r.NotAfter), text(r.Subject)})
 	}

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -102,7 +103,7 @@ func captureCell(s *api.Capture) cell {
 
 func identityCell(p *page, s *api.Status) cell {
 	id := &s.Identity
-	line := fmt.Sprintf("%s, trust domain %s, %s", id.Provider, s.TrustDomain, plural(id.Leaves, "leaf"))
+	line := fmt.Sprintf("%s, trust domain %s, %s", id.Provider, cmp.Or(s.TrustDomain, "not known yet"), plural(id.Leaves, "leaf"))
 	switch {
 	case id.Error != "":
 		return cell{line + ": " + id.Error, bad}

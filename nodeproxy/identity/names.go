@@ -2,7 +2,12 @@
 
 package identity
 
-import "github.com/spiffe/go-spiffe/v2/spiffeid"
+import (
+	"maps"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
 
 // Names is a Local over a fixed set of identities. It is immutable.
 type Names struct {
@@ -23,6 +28,15 @@ func NewNames(ids []spiffeid.ID, fallback spiffeid.ID) *Names {
 		n.fallback = ids[0]
 	}
 	return n
+}
+
+// Identities are all that Local may return.
+func (n *Names) Identities() []spiffeid.ID {
+	ids := slices.Collect(maps.Values(n.byName))
+	if !n.fallback.IsZero() && !slices.Contains(ids, n.fallback) {
+		ids = append(ids, n.fallback)
+	}
+	return ids
 }
 
 // Local finds an identity by its server name.

@@ -115,6 +115,7 @@ func (n *Node) putInForce(ctx context.Context) {
 	}
 	c := n.settingsFile()
 	next := n.views.derive(s, c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload)
+	n.keepLeaves(next)
 	n.views.current.Store(next)
 	n.balancer.Update(s)
 	for _, w := range n.loops {

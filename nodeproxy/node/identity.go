@@ -10,8 +10,10 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/nodeproxy/identity/consul"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity/files"
 )
@@ -33,6 +35,23 @@ func (n *Node) startIdentity(ctx context.Context) (err error) {
 		}
 	})
 	return nil
+}
+
+// keepLeaves tells a provider that has to be asked in time whose leaves the
+// node will show.
+func (n *Node) keepLeaves(v *view) {
+	if k, ok := n.provider.(interface{ Keep([]spiffeid.ID) }); ok {
+		k.Keep(v.names.Identities())
+	}
+}
+
+// trustDomain is that of the configuration, or the one that the provider has
+// learned; zero while neither says.
+func (n *Node) trustDomain() spiffeid.TrustDomain {
+	if learns, ok := n.provider.(interface{ TrustDomain() spiffeid.TrustDomain }); ok {
+		return learns.TrustDomain()
+	}
+	return n.settingsFile().Node.TrustDomain
 }
 
 // CADir is the directory of the embedded CA.
@@ -58,6 +77,12 @@ func openProvider(c *config.Config, n *Node) (provider, error) {
 		return p, nil
 	case config.ProviderFiles:
 		return files.Open(filesOptions(c, n))
+	case config.ProviderConsul:
+		agent, err := consulagent.New(c.Consul, consul.Connections)
+		if err != nil {
+			return nil, err
+		}
+		return consul.Open(consul.Options{Agent: agent, TrustDomain: c.Node.TrustDomain, Logger: n.log}), nil
 	default:
 		return nil, fmt.Errorf("identity.provider %q is unknown", c.Identity.Provider)
 	}

@@ -76,7 +76,7 @@ func (n *Node) Live() error { return n.stuckLoop() }
 func (n *Node) Status(context.Context) (api.Status, error) {
 	c, s := n.settingsFile(), n.views.load().snapshot
 	st := api.Status{
-		Node: n.name, TrustDomain: c.Node.TrustDomain.Name(), Version: n.options.Version,
+		Node: n.name, TrustDomain: n.trustDomain().Name(), Version: n.options.Version,
 		PID: os.Getpid(), Started: n.started, State: n.state(),
 		Snapshot: api.Snapshot{
 			Version: s.Version(), Built: s.Built(), Services: len(s.Services()),
@@ -192,6 +192,9 @@ func (n *Node) identityStatus(c *config.Config) api.Identity {
 	}
 	if len(sum.Problems) > 0 {
 		st.Error = sum.Problems[0]
+		if more := len(sum.Problems) - 1; more > 0 {
+			st.Error += fmt.Sprintf("; and %d more", more)
+		}
 	}
 	if n.leavesAreGiven() {
 		st.Missing = n.withoutLeaf(sum.Leaves)
@@ -199,10 +202,11 @@ func (n *Node) identityStatus(c *config.Config) api.Identity {
 	return st
 }
 
-// leavesAreGiven: the provider has the leaves that somebody gave it. Others make
-// a leaf when it is first needed.
+// leavesAreGiven: the provider has the leaves that somebody gives it. Others
+// make a leaf when it is first needed.
 func (n *Node) leavesAreGiven() bool {
-	return n.settingsFile().Identity.Provider == config.ProviderFiles
+	p := n.settingsFile().Identity.Provider
+	return p == config.ProviderFiles || p == config.ProviderConsul
 }
 
 // withoutLeaf are the workloads whose identities have none.

@@ -157,8 +157,8 @@ func (n *Node) Config(context.Context) (api.Config, error) {
 
 // CA implements admin.Node.
 func (n *Node) CA(context.Context) (api.CA, error) {
-	c, sum := n.settingsFile(), n.provider.Summary()
-	answer := api.CA{Provider: sum.Provider, TrustDomain: c.Node.TrustDomain.Name()}
+	sum := n.provider.Summary()
+	answer := api.CA{Provider: sum.Provider, TrustDomain: n.trustDomain().Name(), Problems: sum.Problems}
 	for _, r := range sum.Roots {
 		answer.Roots = append(answer.Roots, api.Root{
 			TrustDomain: r.TrustDomain, Subject: r.Subject, Fingerprint: r.Fingerprint, NotBefore: r.NotBefore, NotAfter: r.NotAfter,

@@ -44,9 +44,9 @@ type Options struct {
 	RotationWindow time.Duration
 	// Wait is how long a query for other roots blocks, 1 min by default. An
 	// agent that hangs is noticed a little later than that.
-	Wait time.Duration
-	Clock          identity.Clock
-	Logger         *slog.Logger
+	Wait   time.Duration
+	Clock  identity.Clock
+	Logger *slog.Logger
 }
 
 // Provider gets the leaves of Consul services.

@@ -30,9 +30,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fixture is a provider of a real agent.
 type fixture struct {
 	*Provider
-	agent  *peer.Server
-	domain spiffeid.TrustDomain
-	log    *logText
+	log *logText
 }
 
 // logText is a log that is read while it is written.
@@ -63,7 +61,7 @@ func open(t *testing.T, s *peer.Server, edit func(*Options, *consulagent.Setting
 
 func newFixture(t *testing.T, s *peer.Server, edit func(*Options, *consulagent.Settings)) *fixture {
 	t.Helper()
-	f := &fixture{agent: s, log: &logText{}}
+	f := &fixture{log: &logText{}}
 	settings := consulagent.Settings{Address: s.HTTPAddr.String(), Token: s.ManagementToken}
 	opts := Options{
 		RotationWindow: time.Second, Wait: time.Second,
