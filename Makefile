@@ -10,7 +10,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/meshproxy/meshproxy/nodeproxy/cli.Version=$(VERSION)
 BIN      := bin/meshproxy
 
-.PHONY: help build demo test unit race e2e fuzz lint generate check-generated bench bench-quick install uninstall clean deps
+.PHONY: help build demo test unit race e2e fuzz lint generate check-generated bench bench-quick install uninstall packages clean deps
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,16 +55,58 @@ check-generated: ## fails when committed objects differ from their sources
 bench: build ## compares with the alternatives in one run (root); BENCHFLAGS=-quick
 	$(GO) run ./tests/bench $(BENCHFLAGS)
 
-install: build ## binary and example configuration below DESTDIR
-	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/meshproxy
-	install -D -m 0640 configs/minimal.yaml $(DESTDIR)/usr/share/doc/meshproxy/minimal.yaml
-	install -D -m 0644 configs/full.yaml $(DESTDIR)/usr/share/doc/meshproxy/full.yaml
-	test -e $(DESTDIR)/etc/meshproxy/meshproxy.yaml || install -D -m 0640 configs/minimal.yaml $(DESTDIR)/etc/meshproxy/meshproxy.yaml
-	install -D -m 0644 systemd/meshproxy.service $(DESTDIR)$(PREFIX)/lib/systemd/system/meshproxy.service
+# Where things go; the conventional places of Debian and Fedora.
+MAN   = $(DESTDIR)$(PREFIX)/share/man
+SHARE = $(DESTDIR)$(PREFIX)/share
+UNITS = $(DESTDIR)$(PREFIX)/lib/systemd/system
+ZSH  ?= $(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
 
-uninstall: ## what install put there, configuration excepted
-	rm -f $(DESTDIR)$(PREFIX)/bin/meshproxy $(DESTDIR)$(PREFIX)/lib/systemd/system/meshproxy.service
-	rm -rf $(DESTDIR)/usr/share/doc/meshproxy
+install: build ## binary, units, configuration, manual pages and completions below DESTDIR
+	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/meshproxy
+	install -d -m 0755 $(UNITS) $(SHARE)/doc/meshproxy
+	install -m 0644 systemd/meshproxy.service systemd/meshproxy-netns.service systemd/meshproxy-netns.socket $(UNITS)
+	install -D -m 0644 systemd/meshproxy.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/meshproxy.conf
+	install -D -m 0644 systemd/meshproxy.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/meshproxy.conf
+	install -m 0644 configs/minimal.yaml configs/full.yaml LICENSE README.md CHANGELOG.md docs/systemd.md $(SHARE)/doc/meshproxy
+	test -e $(DESTDIR)/etc/meshproxy/meshproxy.yaml || install -D -m 0640 configs/minimal.yaml $(DESTDIR)/etc/meshproxy/meshproxy.yaml
+	rm -rf bin/man && SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run ./systemd/manpages $(VERSION) bin/man && gzip -9n bin/man/*/*
+	install -d -m 0755 $(MAN)/man5 $(MAN)/man8
+	install -m 0644 bin/man/man5/* $(MAN)/man5
+	install -m 0644 bin/man/man8/* $(MAN)/man8
+	install -d -m 0755 $(SHARE)/bash-completion/completions $(SHARE)/zsh/$(ZSH) $(SHARE)/fish/vendor_completions.d
+	$(BIN) completion bash >$(SHARE)/bash-completion/completions/meshproxy
+	$(BIN) completion zsh >$(SHARE)/zsh/$(ZSH)/_meshproxy
+	$(BIN) completion fish >$(SHARE)/fish/vendor_completions.d/meshproxy.fish
+	test -n "$(DESTDIR)" || systemd/packages/postinstall.sh configure
+
+uninstall: ## leaves the mesh and removes what install put there, configuration and state excepted
+	test -n "$(DESTDIR)" || ! test -x $(PREFIX)/bin/meshproxy || systemd/packages/preremove.sh remove
+	rm -f $(DESTDIR)$(PREFIX)/bin/meshproxy $(UNITS)/meshproxy.service $(UNITS)/meshproxy-netns.service $(UNITS)/meshproxy-netns.socket
+	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/meshproxy.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/meshproxy.conf
+	rm -f $(MAN)/man5/meshproxy.yaml.5.gz $(MAN)/man8/meshproxy.8.gz $(MAN)/man8/meshproxy-*.8.gz
+	rm -f $(SHARE)/bash-completion/completions/meshproxy $(SHARE)/zsh/*/_meshproxy $(SHARE)/fish/vendor_completions.d/meshproxy.fish
+	rm -rf $(SHARE)/doc/meshproxy
+	test -n "$(DESTDIR)" || systemd/packages/postremove.sh remove
+
+# The packages are the same for the same sources: times are the commit's.
+EPOCH    ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+ARCH     ?= $(shell $(GO) env GOARCH)
+NFPM     := $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
+# Both formats sort a version with a ~ before the one without.
+PACKAGED := $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\./!s/^/0.0.0~/; s/-/./g')
+
+packages: ## Debian package and RPM in dist/
+	rm -rf dist && mkdir -p dist
+	$(MAKE) --no-print-directory install DESTDIR=dist/deb ZSH=vendor-completions
+	$(MAKE) --no-print-directory install DESTDIR=dist/rpm ZSH=site-functions
+	for format in deb rpm; do \
+		mv dist/$$format/etc/meshproxy dist/$$format.etc && rmdir dist/$$format/etc && \
+		find dist/$$format* -exec touch -h -d @$(EPOCH) {} + && \
+		TREE=dist/$$format VERSION='$(PACKAGED)' ARCH=$(ARCH) SOURCE_DATE_EPOCH=$(EPOCH) \
+		$(NFPM) package --config systemd/packages/nfpm.yaml --packager $$format --target dist/ || exit 1; \
+		rm -rf dist/$$format dist/$$format.etc; \
+	done
+	cd dist && sha256sum meshproxy* | tee SHA256SUMS
 
 clean: ## build products
 	rm -rf bin dist

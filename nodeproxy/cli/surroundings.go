@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
@@ -93,6 +95,9 @@ func Main(ctx context.Context, s Surroundings) int {
 	}
 	return exitCode(err)
 }
+
+// Command is the tree of commands, for who describes it.
+func Command(s Surroundings) *cobra.Command { return (&commands{Surroundings: s}).root() }
 
 func exitCode(err error) int {
 	switch {

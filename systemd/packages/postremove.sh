@@ -1,0 +1,24 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# After removal. dpkg: remove keeps configuration and state, purge does not;
+# rpm knows no purge, and keeps what was changed.
+set -e
+
+case "$1" in
+purge)
+	rm -rf /etc/meshproxy /var/lib/meshproxy /run/meshproxy /var/lib/private/meshproxy
+	rmdir /sys/fs/bpf/meshproxy 2>/dev/null || true
+	if getent passwd meshproxy >/dev/null; then
+		userdel meshproxy 2>/dev/null || true
+	fi
+	if getent group meshproxy >/dev/null; then
+		groupdel meshproxy 2>/dev/null || true
+	fi
+	;;
+remove | 0) rmdir /sys/fs/bpf/meshproxy 2>/dev/null || true ;;
+*) exit 0 ;;
+esac
+
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload
+fi
