@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +18,7 @@ import (
 )
 
 // errPeer: the process at the other end may not use the admin socket.
-var errPeer = errors.New("only root and the node's own user may use the admin socket")
+var errPeer = errors.New("only root, the node's own user and members of its group may use the admin socket")
 
 // peerConn is a connection of the admin socket that knows who is at the other
 // end.
@@ -48,13 +50,56 @@ func newPeerConn(c *net.UnixConn) *peerConn {
 		return &peerConn{c, peerAddr{err: fmt.Errorf("read peer credentials: %w", err)}}
 	}
 	peer := peerAddr{uid: cred.Uid, pid: cred.Pid}
-	if !mayUse(cred.Uid, os.Geteuid()) {
+	if !mayUse(cred.Uid, os.Geteuid()) && !inGroup(c, cred.Gid, os.Getegid()) {
 		peer.err = fmt.Errorf("%w (yours is %d)", errPeer, cred.Uid)
 	}
 	return &peerConn{c, peer}
 }
 
 func mayUse(uid uint32, own int) bool { return uid == 0 || int(uid) == own }
+
+// inGroup: the group of a node that runs as root is no one's, and counts for
+// nothing.
+func inGroup(c *net.UnixConn, gid uint32, own int) bool {
+	if own == 0 {
+		return false
+	}
+	if int(gid) == own {
+		return true
+	}
+	groups, err := peerGroups(c)
+	return err == nil && slices.Contains(groups, uint32(own))
+}
+
+// peerGroups returns the supplementary groups of the process at the other end
+// (SO_PEERGROUPS, Linux 4.13).
+func peerGroups(c *net.UnixConn) (groups []uint32, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if ctlErr := raw.Control(func(fd uintptr) {
+		groups = make([]uint32, 64)
+		for {
+			size := uint32(4 * len(groups))
+			_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+				uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+			switch {
+			case e == unix.ERANGE && int(size) > 4*len(groups):
+				groups = make([]uint32, size/4)
+				continue
+			case e != 0:
+				groups, err = nil, e
+			default:
+				groups = groups[:size/4]
+			}
+			return
+		}
+	}); ctlErr != nil {
+		return nil, ctlErr
+	}
+	return groups, err
+}
 
 func peerCredentials(c *net.UnixConn) (cred *unix.Ucred, err error) {
 	raw, err := c.SyscallConn()

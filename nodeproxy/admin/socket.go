@@ -28,7 +28,7 @@ var (
 // as in use anyway.
 const socketProbe = 2 * time.Second
 
-// listenSocket listens on path, which only root and the own user may open. A
+// listenSocket listens on path, which only root, the own user and its group may open. A
 // socket that nobody answers on is what a killed node left, and is replaced.
 func listenSocket(path string) (net.Listener, error) {
 	// Two nodes that start at once must not remove each other's socket.
@@ -54,11 +54,11 @@ func listenSocket(path string) (net.Listener, error) {
 	return &socketListener{UnixListener: socket, path: path, info: info}, nil
 }
 
-// restrictMode makes the socket 0600 before it has a name: unix_bind takes the
-// mode of the socket's inode.
+// restrictMode makes the socket the user's and the group's before it has a name:
+// unix_bind takes the mode of the socket's inode, less the umask.
 func restrictMode(_, _ string, c syscall.RawConn) error {
 	var err error
-	if ctlErr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); ctlErr != nil {
+	if ctlErr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o660) }); ctlErr != nil {
 		return ctlErr
 	}
 	return err

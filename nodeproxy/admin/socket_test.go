@@ -18,7 +18,7 @@ import (
 
 func TestSocketMode(t *testing.T) {
 	f := start(t)
-	if m := mode(t, f.socket); m != os.ModeSocket|0o600 {
+	if m := mode(t, f.socket); m != os.ModeSocket|0o640 {
 		t.Errorf("mode %v", m)
 	}
 	f.Close()
@@ -133,7 +133,7 @@ func TestOthersAreRefused(t *testing.T) {
 		}
 		defer unix.Close(fd)
 		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: f.socket}); !errors.Is(err, unix.EACCES) {
-			t.Errorf("connect to a 0600 socket = %v", err)
+			t.Errorf("connect to a 0640 socket = %v", err)
 		}
 	})
 	check(t, os.Chmod(f.socket, 0o666))

@@ -13,11 +13,14 @@ import (
 )
 
 func (c *commands) check() *cobra.Command {
-	return &cobra.Command{
+	brief := false
+	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Look at what the node needs of this machine, and say what is missing",
 		Long: `Look at the kernel, capabilities, file systems and ports that the node needs.
-Nothing is changed. The exit code is 1 when a node can't run here.`,
+Nothing is changed. The exit code is 1 when a node can't run here. With --brief,
+a line for each thing that is not as it should be, with its priority in front as
+sd-daemon(3) has it: the unit runs it so before each start.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, err := c.load(nil)
@@ -28,7 +31,11 @@ Nothing is changed. The exit code is 1 when a node can't run here.`,
 			if err != nil {
 				return err
 			}
-			if err := c.show(report, func(p *page) { renderReport(p, &report) }); err != nil {
+			render := renderReport
+			if brief {
+				render = renderBriefly
+			}
+			if err := c.show(report, func(p *page) { render(p, &report) }); err != nil {
 				return err
 			}
 			if !report.Usable() {
@@ -37,10 +44,12 @@ Nothing is changed. The exit code is 1 when a node can't run here.`,
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&brief, "brief", false, "only what is not as it should be, for a log")
+	return cmd
 }
 
 func probeOptions(ctx context.Context, conf *config.Config) probe.Options {
-	o := probe.Options{BPFFS: conf.BPF.FS, Running: running(ctx, conf)}
+	o := probe.Options{BPFFS: conf.BPF.FS, NetNSHelper: conf.NetNSHelper, Running: running(ctx, conf)}
 	if conf.Cgroup.Root != config.CgroupAuto {
 		o.CgroupRoot = conf.Cgroup.Root
 	}
@@ -69,6 +78,35 @@ func running(ctx context.Context, conf *config.Config) bool {
 	defer node.Close()
 	_, err := node.Status(ctx)
 	return err == nil
+}
+
+// The priorities of sd-daemon(3).
+const (
+	priorityError   = "<3>"
+	priorityWarning = "<4>"
+	priorityInfo    = "<6>"
+)
+
+// renderBriefly writes what the journal shows, and so systemctl status.
+func renderBriefly(p *page, r *probe.Report) {
+	fine := 0
+	for _, f := range r.Findings {
+		priority := priorityWarning
+		switch {
+		case f.Status == probe.StatusOK:
+			fine++
+			continue
+		case f.Required && f.Status != probe.StatusWarn:
+			priority = priorityError
+		}
+		p.printf("%scheck: %s: %s. %s\n", priority, clean(f.Name), clean(f.Detail), clean(f.Consequence))
+	}
+	verdict := "a node can run here"
+	priority := priorityInfo
+	if !r.Usable() {
+		verdict, priority = "a node can't run here", priorityError
+	}
+	p.printf("%scheck: %d of %d as they should be: %s\n", priority, fine, len(r.Findings), verdict)
 }
 
 var findingStyles = map[probe.Status]style{

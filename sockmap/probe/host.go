@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -126,6 +127,11 @@ func lookAtCgroups(configured string) (string, error) {
 
 func lookAtBPFFS(dir string) (string, error) {
 	var st unix.Statfs_t
+	// A service may be shown only what is its own (systemd's BindPaths=).
+	own := filepath.Join(dir, "meshproxy")
+	if err := unix.Statfs(own, &st); err == nil && uint32(st.Type) == unix.BPF_FS_MAGIC {
+		dir = own
+	}
 	err := unix.Statfs(dir, &st)
 	if errors.Is(err, unix.ENOENT) {
 		return "", absence{fmt.Errorf("find %s: %w", dir, err)}

@@ -155,7 +155,7 @@ func TestRunIsInterrupted(t *testing.T) {
 func TestEveryFindingHasAConsequence(t *testing.T) {
 	o := Options{Ports: DefaultPorts()}
 	for _, group := range [][]check{
-		kernelChecks(), hostChecks(o), capabilityChecks(), programChecks(), helperChecks(),
+		kernelChecks(), hostChecks(o), capabilityChecks(Options{}), programChecks(), helperChecks(),
 		mapChecks(), linkChecks(), socketChecks(), portChecks(o), conflictChecks(o),
 	} {
 		for _, c := range group {

@@ -36,6 +36,8 @@ type Options struct {
 	CgroupRoot string
 	// BPFFS is where a bpf file system should be; default /sys/fs/bpf.
 	BPFFS string
+	// NetNSHelper is the socket of the helper that opens network namespaces.
+	NetNSHelper string
 	// Ports default to DefaultPorts.
 	Ports []Port
 	// Running says that meshproxy runs on this machine, so that its ports are
@@ -54,7 +56,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	}
 	var r Report
 	for _, group := range [][]check{
-		kernelChecks(), hostChecks(o), capabilityChecks(), programChecks(), helperChecks(),
+		kernelChecks(), hostChecks(o), capabilityChecks(o), programChecks(), helperChecks(),
 		mapChecks(), linkChecks(), socketChecks(), portChecks(o), conflictChecks(o),
 	} {
 		for _, c := range group {

@@ -51,7 +51,7 @@ func write(version, dir string) error {
 	return os.WriteFile(filepath.Join(dir, "man5", "meshproxy.yaml.5"), page, 0o644)
 }
 
-const configIntroduction = `% "MESHPROXY.YAML" "5" "" "meshproxy %s" "meshproxy"
+const configIntroduction = `%% "MESHPROXY.YAML" "5" "" "meshproxy %s" "meshproxy"
 # NAME
 
 meshproxy.yaml - configuration of a meshproxy node
