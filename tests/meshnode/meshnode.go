@@ -51,6 +51,9 @@ type Options struct {
 	MeshFile string
 	// CADir has the CA of the mesh, made by InitCA.
 	CADir string
+	// Consul is the address of an agent whose CA the node uses instead, with
+	// the token in the file ConsulToken if there is one.
+	Consul, ConsulToken string
 	// Extra is YAML that is added to the configuration.
 	Extra string
 	// Env is added to the process's environment.
