@@ -95,9 +95,12 @@ const (
 type Identity struct {
 	Provider Provider
 	// Default is shown to clients of tunnels that ask for nobody by name.
-	Default  DefaultIdentity
-	Embedded Embedded
-	Files    Files
+	Default DefaultIdentity
+	// ExpiredGrace is how long connections outlive the leaves that they were
+	// made with.
+	ExpiredGrace time.Duration
+	Embedded     Embedded
+	Files        Files
 }
 
 // DefaultIdentity is given as it is or as that of a workload; zero is none.

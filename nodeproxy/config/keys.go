@@ -74,7 +74,7 @@ var table = []key{
 		},
 	},
 	{
-		"bpf.fs", "/sys/fs/bpf", "Where a bpf file system is mounted; programs and maps are pinned there.", true,
+		"bpf.fs", "/sys/fs/bpf", "Where a bpf file system is mounted; programs and maps are pinned there. At /sys/fs/bpf one is mounted if there is none.", true,
 		func(c *Config) value { return absolute(&c.BPF.FS, "an absolute path") },
 	},
 	{
@@ -186,6 +186,10 @@ var table = []key{
 	{
 		"identity.default", "", "Whom clients of tunnels meet that send no server name (SNI), as those of ztunnel: a workload of this node, or a SPIFFE ID. Empty: the workload, if the node has just one; else nobody.", false,
 		func(c *Config) value { return defaultIdentity(&c.Identity.Default) },
+	},
+	{
+		"identity.expiredGrace", "1m", "Tunnels one of whose leaves has expired take no new connections; after this time the open ones are closed. 0s: at once.", true,
+		func(c *Config) value { return duration(&c.Identity.ExpiredGrace, 0, year) },
 	},
 	{
 		"identity.embedded.dir", "", "Directory of the CA; nodes of one mesh have a copy each. Empty: ca in stateDir.", true,

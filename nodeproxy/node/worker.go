@@ -77,7 +77,7 @@ func (n *Node) startLoops(context.Context) error {
 		}
 		shard := n.metrics.Shard()
 		w.carrier = tunnel.NewCarrier(w.loop, tunnel.Options{
-			Logger: n.log, Lifetime: tunnel.Lifetime{CloseExpired: true, Grace: time.Minute},
+			Logger: n.log, Lifetime: tunnel.Lifetime{CloseExpired: true, Grace: n.settingsFile().Identity.ExpiredGrace},
 		})
 		w.pool = tunnel.NewPool(w.carrier, tunnel.PoolOptions{
 			Identity: clientIdentity{n.provider}, Control: n.capture.Control, Handshake: shakeHands,
