@@ -10,14 +10,14 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
-// checkKey is an endpoint as a service checks it.
+// checkKey is a port of an endpoint as a service checks it.
 type checkKey struct {
 	service mesh.Name
 	addr    netip.AddrPort
 	node    string
 }
 
-// check is the active check of an endpoint. Picks read failing and nothing
+// check is the active check of a port of an endpoint. Picks read failing and nothing
 // else; the rest belongs to the Checker's loop.
 type check struct {
 	failing atomic.Bool
@@ -35,33 +35,27 @@ type check struct {
 	index    int // in the queue; -1 when not in it
 }
 
-// checkedPort is the port that a service's check goes to: for HTTP the first
-// one that speaks it, else the first one. The result is for the whole
-// endpoint.
-func checkedPort(svc *mesh.Service, e *mesh.Endpoint) int {
-	first := -1
-	for i := range min(len(svc.Ports), len(e.Ports)) {
-		if e.Ports[i] == 0 {
-			continue
-		}
-		if svc.HealthCheck.HTTPPath == "" || svc.Ports[i].Protocol == mesh.ProtocolHTTP {
-			return i
-		}
-		if first < 0 {
-			first = i
+// speaksHTTP reports whether the check of a port is the service's HTTP request:
+// of those that speak it, or of the first one when none says so. The others are
+// connected to.
+func speaksHTTP(svc *mesh.Service, port int) bool {
+	if svc.HealthCheck == nil || svc.HealthCheck.HTTPPath == "" {
+		return false
+	}
+	for i := range svc.Ports {
+		if svc.Ports[i].Protocol == mesh.ProtocolHTTP {
+			return svc.Ports[port].Protocol == mesh.ProtocolHTTP
 		}
 	}
-	return first
+	return port == 0
 }
 
-// checkOf returns the check of an endpoint, or nil if the service has none.
-// The caller holds b.mu.
-func (b *Balancer) checkOf(svc *mesh.Service, e *mesh.Endpoint) *check {
-	if svc.HealthCheck == nil {
-		return nil
-	}
-	port := checkedPort(svc, e)
-	if port < 0 {
+// checkOf returns the check of an endpoint's port, or nil if the service has
+// none. Each port is checked and judged by itself: behind one address there may
+// be several processes, and one that hangs must not take the others along. The
+// caller holds b.mu.
+func (b *Balancer) checkOf(svc *mesh.Service, e *mesh.Endpoint, port int) *check {
+	if svc.HealthCheck == nil || port >= len(svc.Ports) || port >= len(e.Ports) || e.Ports[port] == 0 {
 		return nil
 	}
 	at := keyOf(e, port)

@@ -24,9 +24,10 @@ const (
 	firstWithin = 2 * time.Second
 )
 
-// Checker runs the active checks of services that have one. A check that
-// fails takes the endpoint out of the balancer's choice until it passes again;
-// an endpoint that was never checked counts as healthy.
+// Checker runs the active checks of services that have one, of every endpoint
+// from every node: what counts is whether this node reaches it. A check that
+// fails takes that port of the endpoint out of the balancer's choice until it
+// passes again; a port that was never checked counts as healthy.
 type Checker struct {
 	balancer    *Balancer
 	dial        Dial
@@ -105,7 +106,7 @@ func (c *Checker) startDue(ctx context.Context) {
 		k.running = true
 		c.running++
 		// What the probe reads does not change while it runs.
-		p := probe{service: k.service, endpoint: k.endpoint, addr: k.endpoint.AddrPort(k.port), dial: c.dial}
+		p := probe{service: k.service, endpoint: k.endpoint, addr: k.endpoint.AddrPort(k.port), http: speaksHTTP(k.service, k.port), dial: c.dial}
 		go func() { c.results <- result{k, p.run(ctx)} }()
 	}
 }
@@ -129,7 +130,7 @@ func (c *Checker) finish(r result) {
 		if r.err != nil {
 			log.Warn("health check fails", "error", r.err)
 		} else {
-			c.balancer.readmit(k.service, k.endpoint)
+			c.balancer.readmit(k.endpoint, k.port)
 			log.Info("health check passes again")
 		}
 	}
@@ -164,16 +165,18 @@ func (c *Checker) checksOf(svc *mesh.Service) []*check {
 	defer c.balancer.mu.Unlock()
 	var out []*check
 	for _, e := range svc.Endpoints {
-		k := c.balancer.checkOf(svc, e)
-		if k == nil {
-			continue
+		for port := range svc.Ports {
+			k := c.balancer.checkOf(svc, e, port)
+			if k == nil {
+				continue
+			}
+			k.service, k.endpoint, k.port, k.gone = svc, e, port, false
+			if k.index < 0 && !k.running {
+				k.due = time.Now().Add(rand.N(firstWithin))
+				heap.Push(&c.queue, k)
+			}
+			out = append(out, k)
 		}
-		k.service, k.endpoint, k.port, k.gone = svc, e, checkedPort(svc, e), false
-		if k.index < 0 && !k.running {
-			k.due = time.Now().Add(rand.N(firstWithin))
-			heap.Push(&c.queue, k)
-		}
-		out = append(out, k)
 	}
 	return out
 }

@@ -272,7 +272,7 @@ func TestProbeHTTP(t *testing.T) {
 		if tt.path == "/slow" {
 			s.HealthCheck.Timeout = 100 * time.Millisecond
 		}
-		err := probe{service: s, endpoint: s.Endpoints[0], addr: tt.addr, dial: dial}.run(t.Context())
+		err := probe{service: s, endpoint: s.Endpoints[0], addr: tt.addr, http: tt.path != "", dial: dial}.run(t.Context())
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q at %v: %v, want %q", tt.path, tt.addr, err, tt.want)
 		}
@@ -306,7 +306,7 @@ func TestProbeOddServers(t *testing.T) {
 			dial := func(context.Context, *mesh.Service, *mesh.Endpoint, netip.AddrPort) (net.Conn, error) {
 				return client, nil
 			}
-			err := probe{service: s, endpoint: s.Endpoints[0], dial: dial}.run(t.Context())
+			err := probe{service: s, endpoint: s.Endpoints[0], http: true, dial: dial}.run(t.Context())
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -319,24 +319,73 @@ func TestProbeOddServers(t *testing.T) {
 	}
 }
 
-func TestCheckedPort(t *testing.T) {
-	ports := []mesh.Port{{Name: "a", Port: 1, Protocol: mesh.ProtocolTCP}, {Name: "b", Port: 2, Protocol: mesh.ProtocolHTTP}}
+func TestSpeaksHTTP(t *testing.T) {
+	ports := func(protocols ...mesh.Protocol) (out []mesh.Port) {
+		for i, p := range protocols {
+			out = append(out, mesh.Port{Port: uint16(i + 1), Protocol: p})
+		}
+		return out
+	}
 	for _, tt := range []struct {
 		path  string
-		ports []uint16
-		want  int
+		ports []mesh.Port
+		want  []bool
 	}{
-		{"", []uint16{10, 20}, 0},
-		{"", []uint16{0, 20}, 1},
-		{"/", []uint16{10, 20}, 1},
-		{"/", []uint16{10, 0}, 0},
-		{"/", []uint16{0, 0}, -1},
+		{"", ports(mesh.ProtocolTCP, mesh.ProtocolHTTP), []bool{false, false}},
+		{"/", ports(mesh.ProtocolTCP, mesh.ProtocolHTTP, mesh.ProtocolHTTP), []bool{false, true, true}},
+		{"/", ports(mesh.ProtocolTCP, mesh.ProtocolTCP), []bool{true, false}},
 	} {
-		s := &mesh.Service{Ports: ports, HealthCheck: &mesh.HealthCheck{HTTPPath: tt.path}}
-		if got := checkedPort(s, &mesh.Endpoint{Ports: tt.ports}); got != tt.want {
-			t.Errorf("%q %v: port %d, want %d", tt.path, tt.ports, got, tt.want)
+		s := &mesh.Service{Ports: tt.ports, HealthCheck: &mesh.HealthCheck{HTTPPath: tt.path}}
+		for i, want := range tt.want {
+			if got := speaksHTTP(s, i); got != want {
+				t.Errorf("%q %v, port %d: %v", tt.path, tt.ports, i, got)
+			}
 		}
 	}
+}
+
+// TestCheckOfEachPort: one that fails is avoided, the other one is not.
+func TestCheckOfEachPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := checked(1, 1)
+		s.Ports = []mesh.Port{{Name: "a", Port: 1}, {Name: "b", Port: 2}}
+		for _, e := range s.Endpoints {
+			e.Ports = []uint16{1001, 1002}
+		}
+		sick := s.Endpoints[0]
+		n := newNetwork()
+		b := seeded()
+		dial := func(ctx context.Context, svc *mesh.Service, e *mesh.Endpoint, addr netip.AddrPort) (net.Conn, error) {
+			if addr == netip.AddrPortFrom(sick.Address, 1002) {
+				return nil, errRefused
+			}
+			return n.dial(ctx, svc, e, addr)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		store := discovery.NewStore(mesh.Build(mesh.BuildInput{Services: []*mesh.Service{s}}))
+		go func() { NewChecker(b, CheckerOptions{Dial: dial}).Run(ctx, store); close(done) }()
+		defer func() { cancel(); <-done }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		picked := make(map[int]map[*mesh.Endpoint]bool)
+		for port := range s.Ports {
+			picked[port] = make(map[*mesh.Endpoint]bool)
+			for range 50 {
+				p, ok := b.Pick(s, port, nil)
+				if !ok || p.Panic {
+					t.Fatalf("port %d: picked %v, panic %v", port, ok, p.Panic)
+				}
+				picked[port][p.Endpoint] = true
+			}
+		}
+		if !picked[0][sick] || picked[1][sick] {
+			t.Errorf("port a goes to it: %v; port b, which fails: %v", picked[0][sick], picked[1][sick])
+		}
+		if e := b.Summary(s).Endpoints[0]; e.Check != "failing" || !strings.Contains(e.CheckError, "port 1002: connect") {
+			t.Errorf("summary %+v", e)
+		}
+	})
 }
 
 func ExampleBalancer_Summary() {

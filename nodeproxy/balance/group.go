@@ -155,7 +155,7 @@ func (b *Balancer) newGroup(svc *mesh.Service, port int) *group {
 			continue
 		}
 		m := member{
-			endpoint: e, state: b.stateOf(keyOf(e, port)), check: b.checkOf(svc, e),
+			endpoint: e, state: b.stateOf(keyOf(e, port)), check: b.checkOf(svc, e, port),
 			weight: uint64(max(1, e.Weight)),
 		}
 		g.members = append(g.members, m)

@@ -101,16 +101,14 @@ func (b *Balancer) eject(p Picked) {
 		"endpoint", p.Endpoint.Address, "node", p.Endpoint.Node, "failures", b.opts.Failures, "for", d)
 }
 
-// readmit ends the ejection of an endpoint whose active check passes again: that
+// readmit ends the ejection of a port whose active check passes again: that
 // is newer than the failures of connections, and so better, evidence (as Envoy's
 // successful_active_health_check_uneject_host).
-func (b *Balancer) readmit(svc *mesh.Service, e *mesh.Endpoint) {
+func (b *Balancer) readmit(e *mesh.Endpoint, port int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for port := range min(len(svc.Ports), len(e.Ports)) {
-		if s := b.states[keyOf(e, port)]; s != nil {
-			s.ejectedUntil.Store(0)
-		}
+	if s := b.states[keyOf(e, port)]; s != nil {
+		s.ejectedUntil.Store(0)
 	}
 }
 

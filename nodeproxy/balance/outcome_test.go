@@ -127,7 +127,7 @@ func TestPassingCheckEndsEjection(t *testing.T) {
 	if n := count(ejected(b, s)); n != 1 {
 		t.Fatalf("%d are out, want 1", n)
 	}
-	b.readmit(s, s.Endpoints[0])
+	b.readmit(s.Endpoints[0], 0)
 	if n := count(ejected(b, s)); n != 0 {
 		t.Errorf("%d are out, want none", n)
 	}

@@ -29,6 +29,7 @@ type probe struct {
 	service  *mesh.Service
 	endpoint *mesh.Endpoint
 	addr     netip.AddrPort
+	http     bool // makes the service's request, too
 	dial     Dial
 }
 
@@ -49,7 +50,7 @@ func (p probe) run(ctx context.Context) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	defer conn.Close()
-	if spec.HTTPPath == "" {
+	if !p.http {
 		return nil
 	}
 	// A connection through a tunnel may know no deadlines; closing it ends the

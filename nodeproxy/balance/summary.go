@@ -3,6 +3,7 @@
 package balance
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -82,21 +83,25 @@ func (b *Balancer) summarize(svc *mesh.Service, e *mesh.Endpoint) EndpointSummar
 	return s
 }
 
+// summarizeCheck: a port that fails makes the endpoint fail, for people.
 func (b *Balancer) summarizeCheck(s *EndpointSummary, svc *mesh.Service, e *mesh.Endpoint) {
-	port := checkedPort(svc, e)
-	if port < 0 {
-		return
-	}
-	at := keyOf(e, port)
-	c := b.checks[checkKey{svc.Canonical(), at.addr, at.node}]
-	if c == nil {
-		return
-	}
-	s.Check = "passing"
-	if c.failing.Load() {
-		s.Check = "failing"
-		if text := c.failure.Load(); text != nil {
-			s.CheckError = *text
+	for port := range min(len(svc.Ports), len(e.Ports)) {
+		at := keyOf(e, port)
+		c := b.checks[checkKey{svc.Canonical(), at.addr, at.node}]
+		switch {
+		case c == nil:
+		case !c.failing.Load():
+			if s.Check == "" {
+				s.Check = "passing"
+			}
+		case s.Check != "failing":
+			s.Check = "failing"
+			if text := c.failure.Load(); text != nil {
+				s.CheckError = *text
+			}
+			if len(svc.Ports) > 1 {
+				s.CheckError = fmt.Sprintf("port %d: %s", e.Ports[port], s.CheckError)
+			}
 		}
 	}
 }
