@@ -107,6 +107,10 @@ func (p *Pool) Open(key Key, block *h2.Block, timeout time.Duration, w Waiter) *
 		t.grow()
 		return nil
 	}
+	if err := t.backoff.refuses(p.carrier.loop.Now()); err != nil && len(t.conns) == 0 {
+		w.Failed(err)
+		return nil
+	}
 	if len(t.pending) >= p.options.MaxPending {
 		w.Failed(ErrPoolFull)
 		return nil
@@ -119,9 +123,10 @@ func (p *Pool) Open(key Key, block *h2.Block, timeout time.Duration, w Waiter) *
 
 // Retire drains the connections whose peers match: their streams go on, new
 // ones take new connections. For leaves that were replaced, and trust that was
-// withdrawn.
+// withdrawn; with either, a handshake that failed may succeed at once.
 func (p *Pool) Retire(match func(*Key, *Peer) bool) {
 	for _, t := range p.peers {
+		t.backoff = backoff{}
 		for _, c := range t.members() {
 			if match(&t.key, &c.peer) {
 				c.drain()
@@ -144,8 +149,10 @@ func (p *Pool) Drain() {
 // Stats returns the figures of now.
 func (p *Pool) Stats() PoolStats {
 	s := p.stats
-	s.Keys = len(p.peers)
 	for _, t := range p.peers {
+		if !t.idle() {
+			s.Keys++
+		}
 		s.Connections += len(t.conns)
 		s.Pending += len(t.pending)
 		s.Dialing += t.dialing

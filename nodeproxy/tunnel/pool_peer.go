@@ -19,6 +19,7 @@ type peer struct {
 	drains  []*conn
 	dialing int
 	pending []*Pending
+	backoff backoff
 }
 
 // open tries to open a stream now. It reports whether w has been answered.
@@ -114,8 +115,10 @@ func (t *peer) adopt(s *secured) error {
 func (t *peer) dialled(err error) {
 	switch {
 	case err == nil:
+		t.backoff = backoff{}
 		t.serve()
 	case len(t.conns) == 0:
+		t.backoff.failed(err, t.pool.carrier.loop.Now())
 		t.fail(err)
 	}
 	t.vanish()
@@ -159,10 +162,13 @@ func (t *peer) setAside(c *conn) {
 
 // vanish forgets a key that holds nothing any more.
 func (t *peer) vanish() {
-	if len(t.conns)+len(t.drains)+len(t.pending)+t.dialing == 0 && t.pool.peers[t.key] == t {
+	if t.idle() && !t.backoff.remembers(t.pool.carrier.loop.Now()) && t.pool.peers[t.key] == t {
 		delete(t.pool.peers, t.key)
 	}
 }
+
+// idle: there is no connection, and nobody waits for one.
+func (t *peer) idle() bool { return len(t.conns)+len(t.drains)+len(t.pending)+t.dialing == 0 }
 
 // A peer is the role of its connections.
 
