@@ -50,7 +50,7 @@ func (n *Node) dialCheck(ctx context.Context, _ *mesh.Service, e *mesh.Endpoint,
 
 // dialOwn connects from the namespace of a workload, as the proxy does.
 func (n *Node) dialOwn(ctx context.Context, w mesh.Name, addr netip.AddrPort) (net.Conn, error) {
-	ns := n.namespaces.of(w)
+	ns := n.namespaces.at(w, addr.Addr())
 	return binder{way: n.namespaces.way, ns: ns.fd(), mark: n.capture.Control}.dialTCP(ctx, addr)
 }
 

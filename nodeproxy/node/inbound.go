@@ -184,7 +184,7 @@ func (s *inbound) namespace() *namespace {
 			return n
 		}
 	}
-	return s.gate.node.namespaces.of(s.target.Name)
+	return s.gate.node.namespaces.at(s.target.Name, s.to.Addr())
 }
 
 // Connected implements l4.Session.

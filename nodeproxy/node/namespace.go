@@ -3,11 +3,13 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -92,7 +94,7 @@ type namespaces struct {
 
 	mu         sync.RWMutex
 	byCookie   map[uint64]*namespace
-	byWorkload map[mesh.Name]uint64
+	byWorkload map[mesh.Name][]uint64
 	own        *namespace
 	problem    error // of the last find
 }
@@ -101,7 +103,7 @@ func newNamespaces(c *sockmap.Capture, ports sockmap.Ports, way netns.Opener, lo
 	return &namespaces{
 		capture: c, ports: ports, mark: c.Control, way: way, log: log, accept: accept,
 		byCookie:   make(map[uint64]*namespace),
-		byWorkload: make(map[mesh.Name]uint64),
+		byWorkload: make(map[mesh.Name][]uint64),
 	}
 }
 
@@ -177,15 +179,29 @@ func (s *namespaces) get(cookie uint64) *namespace {
 	return s.byCookie[cookie]
 }
 
-// of returns the namespace of a workload: the node's own unless another is
-// known.
-func (s *namespaces) of(w mesh.Name) *namespace {
+// of returns the namespace of a workload, the first one if it is in several;
+// the node's own unless another is known.
+func (s *namespaces) of(w mesh.Name) *namespace { return s.at(w, netip.Addr{}) }
+
+// at returns the namespace of a workload in which an address is that of an
+// interface: processes in different containers can be one workload.
+func (s *namespaces) at(w mesh.Name, a netip.Addr) *namespace {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if n := s.byCookie[s.byWorkload[w.Canonical()]]; n != nil {
-		return n
+	found := s.own
+	for i, cookie := range s.byWorkload[w.Canonical()] {
+		n := s.byCookie[cookie]
+		if n == nil {
+			continue
+		}
+		if n.has(a) {
+			return n
+		}
+		if i == 0 {
+			found = n
+		}
 	}
-	return s.own
+	return found
 }
 
 // cookieOf is of for captureState: 0 stands for the node's own.
@@ -203,12 +219,18 @@ func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgrou
 	running := cgroups.cgroupsOf(workloads)
 	var problem error
 	for _, w := range workloads {
-		h, err := s.locate(w, cgroups, running[w.Canonical()])
+		handles, err := s.locate(w, cgroups, running[w.Canonical()])
 		if err != nil {
 			s.log.Debug("find network namespace", "workload", w.Name, "error", err)
 			problem = fmt.Errorf("find network namespace of %s: %w", w.Name, err)
 		}
-		if h != nil && s.join(ctx, w.Name, h) {
+		var cookies []uint64
+		for _, h := range handles {
+			if cookie, ok := s.join(ctx, w.Name, h); ok {
+				cookies = append(cookies, cookie)
+			}
+		}
+		if len(cookies) > 0 && s.assign(w.Name, cookies) {
 			changed = true
 		}
 	}
@@ -236,22 +258,40 @@ func (s *namespaces) lastProblem() error {
 	return s.problem
 }
 
-// locate returns the namespace of a workload, nil when nobody knows yet.
-func (s *namespaces) locate(w *mesh.Workload, cgroups hierarchy, running []string) (*netns.Handle, error) {
+// locate returns the namespaces of a workload, each once; none when nobody
+// knows yet. The caller closes them.
+func (s *namespaces) locate(w *mesh.Workload, cgroups hierarchy, running []string) ([]*netns.Handle, error) {
 	if w.NetNS != "" {
-		return netns.Open(w.NetNS)
+		h, err := netns.Open(w.NetNS)
+		if err != nil {
+			return nil, err
+		}
+		return []*netns.Handle{h}, nil
 	}
+	var found []*netns.Handle
 	var failed error
+	known := make(map[string]bool) // by what their links in /proc say
 	for _, at := range running {
 		for _, pid := range cgroups.pidsIn(at) {
-			h, err := s.way.OfPID(pid, at)
-			if err == nil {
-				return h, nil
+			// Costs less than opening it; who may not read it asks the helper.
+			link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+			if err == nil && known[link] {
+				continue
 			}
-			if !errors.Is(err, netns.ErrGone) {
+			h, err := s.way.OfPID(pid, at)
+			switch {
+			case err == nil && slices.ContainsFunc(found, func(f *netns.Handle) bool { return f.Inode() == h.Inode() }):
+				h.Close()
+			case err == nil:
+				found = append(found, h)
+				known[link] = link != ""
+			case !errors.Is(err, netns.ErrGone):
 				failed = err
 			}
 		}
+	}
+	if len(found) > 0 {
+		return found, nil
 	}
 	return nil, failed
 }
@@ -275,7 +315,17 @@ func (s *namespaces) seen(ctx context.Context, e *sockmap.NetNSSeen) bool {
 		h.Close() // the pid belongs to somebody else by now
 		return false
 	}
-	return s.join(ctx, e.Workload, h)
+	cookie, ok := s.join(ctx, e.Workload, h)
+	if !ok {
+		return false
+	}
+	s.mu.RLock()
+	cookies := slices.Clone(s.byWorkload[e.Workload.Canonical()])
+	s.mu.RUnlock()
+	if slices.Contains(cookies, cookie) {
+		return false
+	}
+	return s.assign(e.Workload, append(cookies, cookie))
 }
 
 // cookie returns the cookie of a namespace. One that is open here keeps its
@@ -292,37 +342,49 @@ func (s *namespaces) cookie(h *netns.Handle) (uint64, error) {
 	return netcookie.By(s.way, h.FD())
 }
 
-// join notes that a workload is in the namespace of h, which it takes over, and
-// opens that if it is new.
-func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) bool {
+// join returns the cookie of the namespace of h, which it takes over, and opens
+// that for the workload if it is new.
+func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) (cookie uint64, ok bool) {
 	cookie, err := s.cookie(h)
 	if err != nil {
 		h.Close()
 		s.log.Warn("read cookie of network namespace", "workload", w, "error", err)
-		return false
+		return 0, false
 	}
 	if s.get(cookie) != nil {
 		h.Close()
-	} else {
-		if _, err := s.open(ctx, h, false); err != nil {
-			s.log.Warn("open network namespace", "workload", w, "error", err)
-			return false
-		}
-		s.log.Info("opened network namespace", "workload", w, "netns", cookie)
+		return cookie, true
 	}
+	if _, err := s.open(ctx, h, false); err != nil {
+		s.log.Warn("open network namespace", "workload", w, "error", err)
+		return 0, false
+	}
+	s.log.Info("opened network namespace", "workload", w, "netns", cookie)
+	return cookie, true
+}
+
+// assign notes the namespaces that a workload is in, and reports whether that is
+// news. The node's own comes first, since that is what "somewhere" means.
+func (s *namespaces) assign(w mesh.Name, cookies []uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	slices.SortFunc(cookies, func(a, b uint64) int {
+		if (a == s.own.cookie) != (b == s.own.cookie) {
+			if a == s.own.cookie {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a, b)
+	})
 	name := w.Canonical()
-	if cookie == s.own.cookie {
-		_, was := s.byWorkload[name]
-		delete(s.byWorkload, name)
-		return was
-	}
-	if s.byWorkload[name] == cookie {
+	if slices.Equal(s.byWorkload[name], cookies) {
 		return false
 	}
-	s.byWorkload[name] = cookie
-	return true
+	_, known := s.byWorkload[name]
+	s.byWorkload[name] = cookies
+	// Before, it counted as in the node's own.
+	return known || len(cookies) > 1 || cookies[0] != s.own.cookie
 }
 
 // sweep closes the namespaces that no workload is in any more: the proxy's own
@@ -331,7 +393,11 @@ func (s *namespaces) sweep(workloads []*mesh.Workload, cgroups hierarchy) {
 	used := make(map[uint64]bool)
 	running := cgroups.cgroupsOf(workloads)
 	for _, w := range workloads {
-		if h, err := s.locate(w, cgroups, running[w.Canonical()]); err == nil && h != nil {
+		handles, err := s.locate(w, cgroups, running[w.Canonical()])
+		if err != nil {
+			continue
+		}
+		for _, h := range handles {
 			if cookie, err := s.cookie(h); err == nil {
 				used[cookie] = true
 			}
@@ -353,8 +419,9 @@ func (s *namespaces) sweep(workloads []*mesh.Workload, cgroups hierarchy) {
 func (s *namespaces) forget(n *namespace) {
 	s.mu.Lock()
 	delete(s.byCookie, n.cookie)
-	for w, cookie := range s.byWorkload {
-		if cookie == n.cookie {
+	for w, cookies := range s.byWorkload {
+		cookies = slices.DeleteFunc(slices.Clone(cookies), func(c uint64) bool { return c == n.cookie })
+		if s.byWorkload[w] = cookies; len(cookies) == 0 {
 			delete(s.byWorkload, w)
 		}
 	}

@@ -217,7 +217,7 @@ func (s *outbound) target() (l4.Target, error) {
 		t.Socket = s.router.node.socketFrom(s.netns, netip.AddrPort{})
 		return t, nil
 	case s.local():
-		n := s.router.node.namespaces.of(s.endpoint.Workload)
+		n := s.router.node.namespaces.at(s.endpoint.Workload, at.Addr())
 		if s.loopback {
 			t.Addr = netip.AddrPortFrom(loopbackOf(at.Addr()), at.Port())
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,15 @@ import (
 // nodes. They change: a node that starts before the network has none yet.
 type sources struct {
 	v4, v6 atomic.Pointer[netip.Addr]
+	// all are the addresses of the namespace's interfaces.
+	all atomic.Pointer[[]netip.Prefix]
+}
+
+// has reports whether an address is one of the namespace's own; each has
+// loopback, which tells nothing.
+func (n *namespace) has(a netip.Addr) bool {
+	all := n.sources.all.Load()
+	return all != nil && !a.IsLoopback() && slices.ContainsFunc(*all, func(p netip.Prefix) bool { return p.Addr() == a.Unmap() })
 }
 
 // towards returns the address of a's family, invalid when there is none.
@@ -47,6 +57,12 @@ func (n *namespace) refreshSources(log *slog.Logger) {
 		}
 		look.keep.Store(&found)
 	}
+	all, err := netns.Addresses(n.way, n.fd())
+	if err != nil {
+		log.Debug("list own addresses", "netns", n.cookie, "error", err)
+		return
+	}
+	n.sources.all.Store(&all)
 }
 
 // sourceAddress is the address that the kernel chooses towards another network
