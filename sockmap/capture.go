@@ -81,6 +81,9 @@ func Open(opts Options) (_ *Capture, err error) {
 	if c.root, err = openRoot(opts.CgroupRoot); err != nil {
 		return nil, err
 	}
+	if err := mountBPFFS(opts.BPFFS, c.log); err != nil {
+		return nil, err
+	}
 	if opts.Lock != nil {
 		c.place, err = inheritPlace(opts.BPFFS, opts.Instance, opts.Lock)
 	} else {

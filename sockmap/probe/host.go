@@ -139,6 +139,12 @@ func lookAtBPFFS(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("look at %s: %w", dir, err)
 	}
+	if uint32(st.Type) == unix.SYSFS_MAGIC {
+		caps, err := effective()
+		if err == nil && caps&(1<<unix.CAP_SYS_ADMIN) != 0 {
+			return dir, noted("not mounted yet; run mounts it")
+		}
+	}
 	if uint32(st.Type) != unix.BPF_FS_MAGIC {
 		return "", absent(dir + " is no bpf file system")
 	}

@@ -62,6 +62,19 @@ func mountBPFFS(t *testing.T) string {
 	return dir
 }
 
+// TestBPFFSNotMounted: where the kernel has a place for it, run mounts it.
+func TestBPFFSNotMounted(t *testing.T) {
+	onThread(t, func() {
+		mountBPFFS(t)
+		for unix.Unmount("/sys/fs/bpf", unix.MNT_DETACH) == nil {
+			// There may be several.
+		}
+		if detail, err := lookAtBPFFS("/sys/fs/bpf"); err == nil || !strings.Contains(err.Error(), "run mounts it") {
+			t.Errorf("%q, %v", detail, err)
+		}
+	})
+}
+
 func unmount(dir string) { _ = unix.Unmount(dir, unix.MNT_DETACH) }
 
 // tempCgroup makes a cgroup and removes those of crashed runs.
