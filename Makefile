@@ -53,6 +53,7 @@ check-generated: ## fails when committed objects differ from their sources
 	tests/generated.sh
 
 bench: build ## compares with the alternatives in one run (root); BENCHFLAGS=-quick
+	tests/deps.sh bench
 	$(GO) run ./tests/bench $(BENCHFLAGS)
 
 # Where things go; the conventional places of Debian and Fedora.

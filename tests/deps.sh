@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what the tests need from the distribution, only where it is missing.
+# Installs what the tests need from the distribution, only where it is missing;
+# with the argument "bench", what the benchmark needs.
 set -euo pipefail
 
 need=()
-command -v clang >/dev/null || command -v clang-14 >/dev/null || need+=(clang)
-command -v llvm-strip >/dev/null || need+=(llvm)
-test -e /usr/include/bpf/bpf_helpers.h || need+=(libbpf-dev)
-command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
-command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
-command -v openssl >/dev/null || need+=(openssl) # a client of its own kind
-command -v python3 >/dev/null || need+=(python3) # glibc's resolver, as a workload uses it
+if [ "${1:-}" = bench ]; then
+	command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || need+=(haproxy)
+	command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
+else
+	command -v clang >/dev/null || command -v clang-14 >/dev/null || need+=(clang)
+	command -v llvm-strip >/dev/null || need+=(llvm)
+	test -e /usr/include/bpf/bpf_helpers.h || need+=(libbpf-dev)
+	command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
+	command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
+	command -v openssl >/dev/null || need+=(openssl) # a client of its own kind
+	command -v python3 >/dev/null || need+=(python3) # glibc's resolver, as a workload uses it
+fi
 if [ ${#need[@]} -gt 0 ]; then
-	[ "$(id -u)" = 0 ] || { echo "tests need ${need[*]}; run as root or install them" >&2; exit 1; }
+	[ "$(id -u)" = 0 ] || { echo "needed: ${need[*]}; run as root or install them" >&2; exit 1; }
 	export DEBIAN_FRONTEND=noninteractive
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
 fi
+[ "${1:-}" != bench ] || exit 0 # Envoy it fetches itself, into the user's cache
 
 # The real Consul: built once, by version, into the user's cache.
 cd "$(dirname "$0")/.."
