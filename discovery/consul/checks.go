@@ -52,6 +52,7 @@ func (c *checks) assign(ctx context.Context) {
 		case i >= maxDirect && t.stop != nil:
 			t.stop()
 			t.stop = nil
+			r.forget(t.query())
 		}
 	}
 	c.watch(ctx, len(all) > maxDirect)
@@ -90,9 +91,8 @@ func (c *checks) followTarget(ctx context.Context, t *targetState) {
 	type answer struct {
 		instances []instance
 	}
-	what := queryTargets + " " + t.key.String()
 	r.tasks.Go(func() {
-		follow(ctx, r, what, func(ctx context.Context, index uint64, wait time.Duration) (answer, *api.QueryMeta, error) {
+		follow(ctx, r, t.query(), func(ctx context.Context, index uint64, wait time.Duration) (answer, *api.QueryMeta, error) {
 			if index == 0 {
 				wait = firstWait
 			}
@@ -123,6 +123,11 @@ func (c *checks) moved(t *targetState, before, now []instance) {
 	}
 }
 
+// failingStates are the states of checks that don't pass.
+var failingStates = []string{statusCritical, statusWarning}
+
+const queryChecks = "checks that are "
+
 // watch begins or ends the watch of checks that don't pass. An instance's
 // health changes only when a check enters or leaves one of these states, and
 // the answers are as small as the trouble is.
@@ -133,14 +138,17 @@ func (c *checks) watch(ctx context.Context, on bool) {
 	case !on:
 		c.watching()
 		c.watching = nil
+		for _, state := range failingStates {
+			c.run.forget(queryChecks + state)
+		}
 		return
 	}
 	r := c.run
 	ctx, c.watching = context.WithCancel(ctx)
 	c.failing = make(map[string]map[checkKey]bool)
-	for _, state := range []string{statusCritical, statusWarning} {
+	for _, state := range failingStates {
 		r.tasks.Go(func() {
-			follow(ctx, r, "checks that are "+state, get[[]checkRow](r, question{path: "/v1/health/state/" + state}), func(list []checkRow, _ *api.QueryMeta) {
+			follow(ctx, r, queryChecks+state, get[[]checkRow](r, question{path: "/v1/health/state/" + state}), func(list []checkRow, _ *api.QueryMeta) {
 				c.take(state, list)
 			})
 		})

@@ -148,7 +148,7 @@ func (r *run) takeChain(c *chainState, compiled *chain, err error) {
 	}
 	switch {
 	case err != nil && (refused(err) || particular(err)):
-		r.deny(queryChains+" of "+c.key.meshName().String(), err)
+		r.deny(c.query(), err)
 		r.afterwards(deniedPause, func() { r.fetches.chain(c) })
 		return
 	case err != nil:
@@ -157,7 +157,7 @@ func (r *run) takeChain(c *chainState, compiled *chain, err error) {
 		return
 	}
 	r.worked(queryChains)
-	r.worked(queryChains + " of " + c.key.meshName().String())
+	r.worked(c.query())
 	c.compiled = compiled
 	var next []*targetState
 	for _, t := range compiled.Targets {
@@ -194,6 +194,7 @@ func (r *run) leave(c *chainState, t *targetState) {
 	if t.stop != nil {
 		t.stop()
 	}
+	r.forget(t.query())
 	delete(r.targets, t.key)
 	r.checks.moved(t, t.instances, nil)
 	r.checks.stale = true
@@ -203,9 +204,14 @@ func (r *run) dropChain(c *chainState) {
 	for _, t := range c.targets {
 		r.leave(c, t)
 	}
+	r.forget(c.query())
 	delete(r.chains, c.key)
 	r.changed = true
 }
+
+// The names of queries about one chain or target, for people.
+func (c *chainState) query() string  { return queryChains + " of " + c.key.meshName().String() }
+func (t *targetState) query() string { return queryTargets + " " + t.key.String() }
 
 func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMeta, err error) {
 	t.tried = true
@@ -214,7 +220,7 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 	}
 	switch {
 	case err != nil && (refused(err) || particular(err)):
-		r.deny(queryTargets+" "+t.key.String(), err)
+		r.deny(t.query(), err)
 		if t.stop == nil {
 			r.afterwards(deniedPause, func() { r.fetches.target(t, firstWait) })
 		}
@@ -239,7 +245,7 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 }
 
 func (r *run) lacksRows(t *targetState, meta *api.QueryMeta) {
-	r.lacks(queryTargets+" "+t.key.String(), `service "`+t.key.service+`" { policy = "read" }, node_prefix "" { policy = "read" }`, meta.ResultsFilteredByACLs)
+	r.lacks(t.query(), `service "`+t.key.service+`" { policy = "read" }, node_prefix "" { policy = "read" }`, meta.ResultsFilteredByACLs)
 }
 
 // instancesOf implements translation.instances.

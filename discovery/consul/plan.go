@@ -136,8 +136,11 @@ func (r *run) followIntentions(ctx context.Context) {
 	if r.intentions != nil {
 		r.intentions()
 	}
-	delete(r.heard, queryTo)
-	delete(r.heard, queryFrom)
+	for _, what := range []string{queryTo, queryFrom} {
+		delete(r.heard, what)
+		r.forget(what)
+		r.forget(what + ofSome)
+	}
 	names := slices.Clone(r.services.names)
 	if len(names) == 0 {
 		r.to, r.from, r.intentions = nil, nil, nil
@@ -157,6 +160,9 @@ func (r *run) followIntentions(ctx context.Context) {
 		})
 	})
 }
+
+// ofSome ends the name of a query that is denied for some services only.
+const ofSome = ", of some"
 
 // matches are intentions by local service.
 type matches struct {
@@ -190,9 +196,9 @@ func (r *run) askIntentions(names []mesh.Name, by api.IntentionMatchType) asker[
 				return matches{}, nil, err
 			}
 		}
-		what := queryTo + ", of some"
+		what := queryTo + ofSome
 		if by == api.IntentionMatchSource {
-			what = queryFrom + ", of some"
+			what = queryFrom + ofSome
 		}
 		r.post(ctx, func() { r.deny(what, denial) })
 		if len(readable) == 0 {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -35,6 +36,9 @@ const (
 	registerPause = 5 * time.Second
 )
 
+// What is done about rows, for people.
+const registering, deregistering = "register ", "deregister "
+
 // registrar keeps the node's rows in the agent in step with the services that
 // the agent has.
 type registrar struct {
@@ -53,17 +57,22 @@ func (g *registrar) keep() {
 		return
 	}
 	g.stale, g.begun = false, true
+	for what := range r.denied {
+		if strings.HasPrefix(what, registering) || strings.HasPrefix(what, deregistering) {
+			r.forget(what) // what still fails says so again
+		}
+	}
 	wanted := g.wanted()
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
 		if row := wanted[id]; !sameRow(r.all[id], row) {
-			g.do(id, "register", func(ctx context.Context) error {
+			g.do(id, registering, func(ctx context.Context) error {
 				return r.opts.Agent.Agent().ServiceRegisterOpts(row, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx))
 			})
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.all)) {
 		if wanted[id] == nil && r.all[id].Meta[metaNode] == r.self.Name {
-			g.do(id, "deregister", func(ctx context.Context) error { return deregister(ctx, r.opts.Agent, id) })
+			g.do(id, deregistering, func(ctx context.Context) error { return deregister(ctx, r.opts.Agent, id) })
 		}
 	}
 }
@@ -104,7 +113,7 @@ func (g *registrar) do(id, what string, act func(context.Context) error) {
 		return
 	}
 	g.working[id] = true
-	query := what + " " + id
+	query := what + id
 	r.fetches.queue = append(r.fetches.queue, func(ctx context.Context) {
 		r.tasks.Go(func() {
 			c, cancel := context.WithTimeout(ctx, registerTime)

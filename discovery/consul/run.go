@@ -174,6 +174,18 @@ func (r *run) worked(what string) {
 	}
 }
 
+// forget is for a query that is no longer asked.
+func (r *run) forget(what string) {
+	if _, ok := r.failing[what]; ok {
+		delete(r.failing, what)
+		r.news = true
+	}
+	if _, ok := r.denied[what]; ok {
+		delete(r.denied, what)
+		r.changed = true
+	}
+}
+
 func (r *run) failed(what string, err error) {
 	if refused(err) {
 		r.deny(what, err)

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consul_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/meshproxy/meshproxy/discovery"
+	"github.com/meshproxy/meshproxy/discovery/mesh"
+	peer "github.com/meshproxy/meshproxy/tests/peers/consul"
+)
+
+// pair is a local service and one on another node.
+func pair(t *testing.T, s *peer.Server) *following {
+	t.Helper()
+	register(t, s, "n2", "10.0.0.2", "db", 5432, nil)
+	s.Register(t, &api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 8080})
+	f := start(t, optionsFor(t, s, ""))
+	f.until("web and db", hasBoth)
+	return f
+}
+
+func hasBoth(u discovery.Update, err error) bool {
+	db := service(u, "db")
+	return err == nil && workload(u, "web") != nil && db != nil && len(db.Endpoints) == 1 && db.Endpoints[0].Health == mesh.HealthHealthy
+}
+
+// keeps fails the test unless the view is still there, and the failure is as
+// expected.
+func (f *following) keeps(what string) {
+	f.t.Helper()
+	u := f.until("an error", func(_ discovery.Update, err error) bool { return err != nil })
+	if !hasBoth(u, nil) {
+		f.t.Errorf("what was known is gone: %s", describe(u))
+	}
+	if _, err := f.now(); err != nil && !strings.Contains(err.Error(), what) {
+		f.t.Errorf("error %v, want %q in it", err, what)
+	}
+}
+
+func (f *following) catchesUp(s *peer.Server) {
+	f.t.Helper()
+	f.until("the view to be fresh", hasBoth)
+	register(f.t, s, "n3", "10.0.0.3", "db", 5432, nil)
+	f.until("a change after it", func(u discovery.Update, err error) bool {
+		return err == nil && len(service(u, "db").Endpoints) == 2
+	})
+}
+
+func TestAgentAway(t *testing.T) {
+	s := peer.Start(t, peer.Options{Node: "n1"})
+	f := pair(t, s)
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.keeps("cannot be reached")
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.catchesUp(s)
+}
+
+// TestServersAway: the agent is there, and has nobody to ask.
+func TestServersAway(t *testing.T) {
+	server := peer.Start(t, peer.Options{Node: "s1"})
+	agent := peer.Start(t, peer.Options{Node: "n1", Join: server})
+	f := pair(t, agent)
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.keeps("")
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.catchesUp(agent)
+}
+
+func TestAgentHangs(t *testing.T) {
+	s := peer.Start(t, peer.Options{Dev: true, Node: "n1"})
+	f := pair(t, s)
+	if err := s.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.keeps("does not answer")
+	if err := s.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	f.catchesUp(s)
+}
+
+// TestAnotherCluster: the agent comes back with nothing in it, another trust
+// domain, and indexes that begin anew.
+func TestAnotherCluster(t *testing.T) {
+	s := peer.Start(t, peer.Options{Dev: true, Node: "n1"})
+	f := pair(t, s)
+	u, _ := f.now()
+	before := workload(u, "web").Identity.TrustDomain()
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.until("an empty mesh", func(u discovery.Update, err error) bool {
+		return err == nil && len(u.Workloads) == 0 && service(u, "db") == nil
+	})
+	register(t, s, "n2", "10.0.0.2", "db", 5432, nil)
+	s.Register(t, &api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 8080})
+	u = f.until("web and db again", hasBoth)
+	if after := workload(u, "web").Identity.TrustDomain(); after == before {
+		t.Errorf("trust domain %s stayed", after)
+	}
+	f.catchesUp(s)
+}
