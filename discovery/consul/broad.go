@@ -147,6 +147,11 @@ func (r *run) takeLocal(all map[string]*agentService, listeners []Listener) {
 		return
 	}
 	r.all, r.listeners = all, listeners
+	for _, s := range all {
+		if r.home.datacenter == "" {
+			r.home.datacenter = s.Datacenter // for a token that may not ask the agent
+		}
+	}
 	r.services.stale, r.registrar.stale = true, true
 	r.planned, r.changed = false, true
 }

@@ -116,14 +116,13 @@ func (r *run) base(n mesh.Name) mesh.Workload {
 	if mode == string(mesh.InboundPermissive) && w.Inbound == mesh.InboundStrict {
 		w.Inbound = mesh.InboundPermissive
 	}
-	if r.entries["mesh"][meshEntry].TransparentProxy.MeshDestinationsOnly {
-		w.Egress = mesh.EgressRegisteredOnly
+	for _, e := range r.entries["mesh"] { // there is one
+		if e.TransparentProxy.MeshDestinationsOnly {
+			w.Egress = mesh.EgressRegisteredOnly
+		}
 	}
 	return w
 }
 
-// The names of the configuration entries that there is one of.
-var (
-	globalEntry = mesh.Name{Name: "global"}.Canonical()
-	meshEntry   = mesh.Name{Name: "mesh"}.Canonical()
-)
+// globalEntry is the name of the one entry of kind proxy-defaults.
+var globalEntry = mesh.Name{Name: "global"}.Canonical()

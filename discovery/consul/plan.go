@@ -71,7 +71,7 @@ func (r *run) indexLocal(ctx context.Context) {
 // plan settles which chains are wanted: those of explicit upstreams, of the
 // services here, and of all that intentions permit one of them.
 func (r *run) plan(ctx context.Context) {
-	if !r.heard[querySelf] || !r.heard[queryServices] || r.trustDomain.IsZero() {
+	if !r.heard[querySelf] || !r.heard[queryServices] || r.trustDomain.IsZero() || r.home.datacenter == "" && len(r.all) > 0 {
 		return
 	}
 	if r.services.stale {

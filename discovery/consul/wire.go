@@ -88,6 +88,8 @@ type agentService struct {
 	Locality  *wireLocality
 	Namespace string
 	Partition string
+	// Datacenter is the agent's.
+	Datacenter string
 }
 
 type weights struct{ Passing, Warning int }
