@@ -34,6 +34,7 @@ func BenchmarkPath(b *testing.B) {
 		{"none", func(*testing.B) netip.AddrPort { return app }},
 		{"pair", func(b *testing.B) netip.AddrPort { return cheap(b, app, direct) }},
 		{"tunnel", func(b *testing.B) netip.AddrPort { return cheap(b, app, newMesh) }},
+		{"line", func(b *testing.B) netip.AddrPort { return cheap(b, app, newLineMesh) }},
 	}
 	for _, kind := range []string{"ping1", "ping32", "up", "down", "connect"} {
 		for _, w := range ways {
@@ -62,8 +63,14 @@ func BenchmarkPath(b *testing.B) {
 // BenchmarkIdle measures the memory of an idle connection on both nodes
 // together, beyond that of the kernel.
 func BenchmarkIdle(b *testing.B) {
+	for name, start := range map[string]starter{"tunnel": newMesh, "line": newLineMesh} {
+		b.Run(name, func(b *testing.B) { benchmarkIdle(b, start) })
+	}
+}
+
+func benchmarkIdle(b *testing.B, start starter) {
 	const conns = 4000
-	front := cheap(b, serveLoad(b), newMesh)
+	front := cheap(b, serveLoad(b), start)
 	for b.Loop() {
 		runLoad(b, "connect", front, 100*time.Millisecond)
 		before := heap()
@@ -110,7 +117,7 @@ func cheap(b *testing.B, app netip.AddrPort, start starter) netip.AddrPort {
 	m := start(b, app, nodeOptions{})
 	target := l4.Target{Addr: app}
 	if m.in != nil {
-		target = through(b, m.in.addr, app)
+		target = m.through(b, app)
 		m.in.do(func() { m.in.light = true })
 	}
 	return m.out.listenFor(routerFunc(func(*l4.Client) (l4.Route, error) {

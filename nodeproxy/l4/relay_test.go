@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
@@ -57,6 +58,8 @@ func dial(t testing.TB, to netip.AddrPort) *net.TCPConn {
 	t.Cleanup(func() { c.Close() })
 	return c.(*net.TCPConn)
 }
+
+type spiffeID = spiffeid.ID
 
 type starter func(testing.TB, netip.AddrPort, nodeOptions) *mesh
 
