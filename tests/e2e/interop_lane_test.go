@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,9 @@ type lane struct {
 	// softResets: the foreign peer turns resets on their way to the client, or
 	// to the application, into an end of the stream.
 	softToClient, softToApp bool
+	// strays: others connect to the application as well, such as health checks
+	// that Envoy passes on.
+	strays bool
 	// endsWithApp: the foreign peer has ended both directions when the
 	// application has ended its own.
 	endsWithApp bool
@@ -41,20 +45,30 @@ func (k *lane) open(t *testing.T) (client, app *net.TCPConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if err := k.app.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := errors.Join(c.SetDeadline(time.Now().Add(patience)), k.app.SetDeadline(time.Now().Add(patience))); err != nil {
 		t.Fatal(err)
 	}
-	s, err := k.app.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	for _, end := range []net.Conn{c, s} {
-		if err := end.SetDeadline(time.Now().Add(patience)); err != nil {
+	var word []byte // by which the two ends know each other
+	if k.strays {
+		word = []byte(crand.Text())
+		if _, err := c.Write(word); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return c.(*net.TCPConn), s.(*net.TCPConn)
+	for {
+		s, err := k.app.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		if err := s.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(word))
+		if _, err := io.ReadFull(s, got); err == nil && bytes.Equal(got, word) {
+			return c.(*net.TCPConn), s.(*net.TCPConn)
+		}
+	}
 }
 
 // check runs what every pair of peers must be able to do.

@@ -83,8 +83,6 @@ type lab struct {
 	mesh     string
 	meshFile string
 	caDir    string
-	// trustDomain is Consul's, where that has the CA.
-	trustDomain string
 }
 
 // newLab makes hosts and a CA. Everything goes with the test.

@@ -10,6 +10,7 @@ package meshnode
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed" // the configuration's template
 	"errors"
@@ -47,13 +48,17 @@ type Options struct {
 	// testnet.Self when the running program is it.
 	Program []string
 	// MeshFile is the file with nodes, services, workloads and policies, in
-	// which a node has the name of its host.
+	// which a node has the name of its host; empty leaves the section sources to
+	// Extra.
 	MeshFile string
 	// CADir has the CA of the mesh, made by InitCA.
 	CADir string
-	// Consul is the address of an agent whose CA the node uses instead, with
-	// the token in the file ConsulToken if there is one.
-	Consul, ConsulToken string
+	// Identity is a YAML section to use instead of that CA.
+	Identity string
+	// TrustDomain is another one than that of every test mesh; NoTrustDomain
+	// names none.
+	TrustDomain   string
+	NoTrustDomain bool
 	// Extra is YAML that is added to the configuration.
 	Extra string
 	// Env is added to the process's environment.
@@ -108,7 +113,6 @@ type configFile struct {
 	Options
 	Name                   string
 	Address                netip.Addr
-	TrustDomain            string
 	CgroupRoot             string
 	BPFFS, Instance        string
 	StateDir, RunDir, Path string
@@ -169,17 +173,21 @@ func give(o Options, own []string) error {
 
 func newConfigFile(o Options) configFile {
 	h := o.Host
+	if o.NoTrustDomain {
+		o.TrustDomain = ""
+	} else {
+		o.TrustDomain = cmp.Or(o.TrustDomain, TrustDomain)
+	}
 	return configFile{
-		Options:     o,
-		Name:        h.Name(),
-		Address:     h.Addr4(),
-		TrustDomain: TrustDomain,
-		CgroupRoot:  h.Cgroup(),
-		BPFFS:       h.BPFFS(),
-		Instance:    h.Name(),
-		StateDir:    StateDir(h),
-		RunDir:      filepath.Join(h.Dir(), "run"),
-		Path:        filepath.Join(h.Dir(), "meshproxy.yaml"),
+		Options:    o,
+		Name:       h.Name(),
+		Address:    h.Addr4(),
+		CgroupRoot: h.Cgroup(),
+		BPFFS:      h.BPFFS(),
+		Instance:   h.Name(),
+		StateDir:   StateDir(h),
+		RunDir:     filepath.Join(h.Dir(), "run"),
+		Path:       filepath.Join(h.Dir(), "meshproxy.yaml"),
 	}
 }
 

@@ -45,7 +45,7 @@ func Binary(ctx context.Context) (string, error) {
 	if built(path) { // by whoever held the lock
 		return path, nil
 	}
-	return path, build(ctx, path)
+	return path, build(ctx, path, "github.com/hashicorp/consul")
 }
 
 func built(path string) bool {
@@ -54,7 +54,7 @@ func built(path string) bool {
 }
 
 // build is atomic: a build that is cut short leaves nothing at path.
-func build(ctx context.Context, path string) error {
+func build(ctx context.Context, path, pkg string) error {
 	source, err := findSource()
 	if err != nil {
 		return err
@@ -65,11 +65,11 @@ func build(ctx context.Context, path string) error {
 	}
 	defer os.RemoveAll(temp)
 	binary := filepath.Join(temp, "consul")
-	cmd := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-trimpath", "-o", binary, "github.com/hashicorp/consul")
+	cmd := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-trimpath", "-o", binary, pkg)
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build Consul: %w: %s", err, out)
+		return fmt.Errorf("build %s: %w: %s", pkg, err, out)
 	}
 	if err := os.Rename(binary, path); err != nil {
 		return fmt.Errorf("keep Consul: %w", err)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -83,25 +84,31 @@ func (s *Server) LaunchEnvoy(ctx context.Context, id, token string) (*Sidecar, e
 
 // ready asks Envoy whether it has its configuration from the agent.
 func (s *Sidecar) ready(ctx context.Context) error {
+	_, err := s.ask(ctx, "/ready")
+	return err
+}
+
+// ask asks Envoy's administration interface.
+func (s *Sidecar) ask(ctx context.Context, path string) (string, error) {
 	transport := &http.Transport{DisableKeepAlives: true}
 	if s.host != nil {
 		transport.DialContext = s.host.DialContext
 	}
 	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin.String()+"/ready", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin.String()+path, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
-		return errors.Join(err, fmt.Errorf("envoy is %s", strings.TrimSpace(string(body))))
+		return "", errors.Join(err, fmt.Errorf("envoy is %s", strings.TrimSpace(string(body))))
 	}
-	return nil
+	return string(body), nil
 }
 
 // Builtin says how Consul's builtin proxy is run. It sends no SNI.
@@ -199,4 +206,20 @@ func (s *Server) run(ctx context.Context, token string, args ...string) ([]byte,
 		return nil, fmt.Errorf("run consul %s: %w", strings.Join(args[:2], " "), err)
 	}
 	return out, nil
+}
+
+// Counters are Envoy's counters and gauges that were ever used, by name.
+func (s *Sidecar) Counters(ctx context.Context) (map[string]uint64, error) {
+	text, err := s.ask(ctx, "/stats?usedonly")
+	if err != nil {
+		return nil, err
+	}
+	counters := make(map[string]uint64)
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if n, err := strconv.ParseUint(value, 10, 64); err == nil { // histograms are none
+			counters[name] = n
+		}
+	}
+	return counters, nil
 }

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"net"
+	"net/netip"
+	"regexp"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+
+	"github.com/meshproxy/meshproxy/tests/peers/consul"
+)
+
+// consulLab is a lab whose mesh is a real Consul's: each host has an agent, b's is
+// the server.
+type consulLab struct {
+	*lab
+	agents map[string]*consul.Server
+	server *consul.Server
+	// TrustDomain is the cluster's.
+	TrustDomain string
+}
+
+func newConsulLab(t *testing.T) *consulLab {
+	t.Helper()
+	l := &consulLab{lab: newLab(t, "{}", "a", "b"), agents: make(map[string]*consul.Server)}
+	for _, name := range []string{"b", "a"} {
+		l.agents[name] = consul.Start(t, consul.Options{Host: l.net.Host(name), Node: name, Join: l.server})
+		if l.server == nil {
+			l.server = l.agents[name]
+		}
+	}
+	roots, _, err := l.server.Client().Agent().ConnectCARoots((&consulapi.QueryOptions{}).WithContext(l.ctx()))
+	must(t, err)
+	l.TrustDomain = roots.TrustDomain
+	return l
+}
+
+// in is the lab for a subtest.
+func (l *consulLab) in(t *testing.T) *consulLab {
+	sub := *l
+	sub.lab = l.lab.in(t)
+	return &sub
+}
+
+// addr is an address of a host.
+func (l *consulLab) addr(host string, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(l.net.Host(host).Addr4(), port)
+}
+
+// sidecar registers a service of a host with a sidecar, and starts Envoy for it.
+func (l *consulLab) sidecar(host, service string, port, sidecar uint16, upstreams ...consulapi.Upstream) *consul.Sidecar {
+	l.Helper()
+	agent := l.agents[host]
+	address := l.net.Host(host).Addr4().String()
+	agent.Register(l, &consulapi.AgentServiceRegistration{
+		Name: service, Address: address, Port: int(port),
+		Connect: &consulapi.AgentServiceConnect{SidecarService: &consulapi.AgentServiceRegistration{
+			Port: int(sidecar), Address: address,
+			Proxy: &consulapi.AgentServiceConnectProxyConfig{LocalServiceAddress: address, LocalServicePort: int(port), Upstreams: upstreams},
+		}},
+	})
+	return agent.StartEnvoy(l, service, "")
+}
+
+// proxied registers a service of a host behind a node's port.
+func (l *consulLab) proxied(host, service string, port, public uint16) {
+	l.Helper()
+	address := l.net.Host(host).Addr4().String()
+	l.agents[host].Register(l, &consulapi.AgentServiceRegistration{
+		Name: service, Address: address, Port: int(port), Meta: map[string]string{"version": "v1"},
+	})
+	l.agents[host].Register(l, &consulapi.AgentServiceRegistration{
+		Kind: consulapi.ServiceKindConnectProxy, Name: service + "-sidecar-proxy", Address: address, Port: int(public),
+		Meta:  map[string]string{"version": "v1"},
+		Proxy: &consulapi.AgentServiceConnectProxyConfig{DestinationServiceName: service, DestinationServiceID: service},
+	})
+}
+
+// upstream is a local port for a service.
+func upstream(service string, port int) consulapi.Upstream {
+	return consulapi.Upstream{DestinationName: service, LocalBindPort: port}
+}
+
+func (l *consulLab) loopback(port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
+}
+
+var names = regexp.MustCompile(`(ID|SNI)\((\w+)\)`)
+
+// writeMesh puts identities and server names in.
+func (l *consulLab) writeMesh(text string) {
+	l.Helper()
+	l.lab.writeMesh(names.ReplaceAllStringFunc(text, func(found string) string {
+		m := names.FindStringSubmatch(found)
+		if m[1] == "ID" {
+			return "spiffe://" + l.TrustDomain + "/ns/default/dc/dc1/svc/" + m[2]
+		}
+		return m[2] + ".default.dc1.internal." + l.TrustDomain
+	}))
+}
+
+// dialer makes a lane's dial, from a host to its loopback.
+func (l *consulLab) dialer(host string, port uint16) func() (net.Conn, error) {
+	return func() (net.Conn, error) {
+		return l.net.Host(host).DialContext(l.ctx(), "tcp", l.loopback(port).String())
+	}
+}
+
+// arrives waits until what a client sends arrives at the application: sidecars
+// hear of changes when they do.
+func (k *lane) arrives(l *lab) {
+	l.Helper()
+	attempt := byte(0)
+	l.eventually("a first connection", func() error {
+		attempt++
+		c, err := k.dial()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte{attempt}); err != nil {
+			return err
+		}
+		for got := byte(0); got != attempt; { // others come late
+			if got, err = k.first(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// first is the first byte of the next connection that arrives.
+func (k *lane) first() (byte, error) {
+	if err := k.app.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return 0, err
+	}
+	c, err := k.app.Accept()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	b := make([]byte, 1)
+	_, err = c.Read(b)
+	return b[0], err
+}
