@@ -261,6 +261,24 @@ func TestAgentAway(t *testing.T) {
 		return len(f.Bundle().Roots(f.TrustDomain())) == 2 && f.peek(web) != before && f.trusted.Load().signed(f.peek(web))
 	})
 	f.await(t, "no problems", func() bool { return len(f.Summary().Problems) == 0 })
+
+	// The agent is there, and its servers are not.
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	db := idOf(f.TrustDomain(), "db")
+	f.Keep([]spiffeid.ID{web, db})
+	f.await(t, "a problem with the other leaf", func() bool {
+		return strings.Contains(strings.Join(f.Summary().Problems, " "), "no leaf of "+db.String()+" since 20")
+	})
+	if f.peek(web) == nil {
+		t.Error("a leaf is lost with the servers")
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.awaitLeaf(t, db)
+	f.await(t, "no problems", func() bool { return len(f.Summary().Problems) == 0 })
 }
 
 // TestAgentHangs: an agent that takes requests and answers none is noticed.

@@ -63,7 +63,10 @@ func (p *Provider) askRoots(ctx context.Context, index uint64) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return last, p.trust(&list)
+	if err := p.trust(&list); err != nil {
+		return 0, err
+	}
+	return last, nil
 }
 
 // watchRoots follows the roots until ctx ends. It is also what notices that the
