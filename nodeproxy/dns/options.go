@@ -74,6 +74,22 @@ type Zone struct {
 	upstreams *upstreams
 }
 
+// Asker is a client's socket.
+type Asker struct {
+	// Scope is that of the listener, Network "udp" or "tcp".
+	Scope, Network string
+	// Address is the client's, Server the listener's.
+	Address, Server netip.AddrPort
+}
+
+// String tells clients apart by their addresses.
+func (a Asker) String() string {
+	if a.Address.Addr().Unmap().IsLoopback() {
+		return a.Scope + " " + a.Address.String()
+	}
+	return a.Scope + " " + a.Address.Addr().String()
+}
+
 // Options are what a Server is made of.
 type Options struct {
 	Settings
@@ -91,10 +107,11 @@ type Options struct {
 	// MaxConnections bounds the TCP connections of clients, altogether and
 	// per client; default 512 and 64. Those beyond are closed.
 	MaxConnections, MaxConnectionsPerClient int
-	// Client names who is behind an address, for the limits; the scope is that
-	// of the listener. By default it is the address, on loopback together
-	// with the port, since all of a node's workloads share 127.0.0.1.
-	Client func(scope string, client netip.AddrPort) string
+	// Client names who asks, for the limits. It is called for each query that
+	// has to be forwarded and for each connection. By default it is the
+	// address, on loopback together with the port, since all of a node's
+	// workloads share 127.0.0.1.
+	Client func(Asker) string
 	// Metrics may be nil.
 	Metrics Metrics
 	// Logger may be nil.
@@ -142,7 +159,7 @@ func (o *Options) complete() {
 	orElse(&o.MaxConnections, 512)
 	orElse(&o.MaxConnectionsPerClient, 64)
 	if o.Client == nil {
-		o.Client = clientAddress
+		o.Client = Asker.String
 	}
 	if o.Metrics == nil {
 		o.Metrics = noMetrics{}
@@ -160,13 +177,6 @@ func orElse[T comparable](v *T, fallback T) {
 	if *v == zero {
 		*v = fallback
 	}
-}
-
-func clientAddress(scope string, client netip.AddrPort) string {
-	if client.Addr().Unmap().IsLoopback() {
-		return scope + " " + client.String()
-	}
-	return scope + " " + client.Addr().String()
 }
 
 type noMetrics struct{}

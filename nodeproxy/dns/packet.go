@@ -17,6 +17,7 @@ const maxQuery = 4096
 func (s *Server) servePackets(l *listening, scope string, c net.PacketConn) {
 	// One byte more than may be: a longer query is seen to be cut off.
 	buf := make([]byte, maxQuery+1)
+	server, _ := addrPort(c.LocalAddr()) // serve has looked at it
 	var delay time.Duration
 	for {
 		n, from, err := c.ReadFrom(buf)
@@ -36,7 +37,7 @@ func (s *Server) servePackets(l *listening, scope string, c net.PacketConn) {
 		}
 		answer, q := s.decide(buf[:n], false)
 		if q != nil {
-			release, ok := s.queries.acquire(s.options.Client(scope, client))
+			release, ok := s.queries.acquire(s.options.Client(Asker{scope, "udp", client, server}))
 			if ok {
 				q = q.clone()
 				l.Go(func() {

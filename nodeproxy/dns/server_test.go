@@ -98,7 +98,7 @@ func TestPipelining(t *testing.T) {
 func TestLimits(t *testing.T) {
 	w := newWorld(t, func(o *Options) {
 		o.MaxForwarded, o.MaxForwardedPerClient = 3, 2
-		o.Client = func(_ string, c netip.AddrPort) string { return c.String() }
+		o.Client = func(a Asker) string { return a.Address.String() }
 	})
 	at, arrived, open := gate(t)
 	w.forward.use([]netip.AddrPort{at})
@@ -396,12 +396,12 @@ func TestConcurrency(t *testing.T) {
 	}
 }
 
-func TestClientAddress(t *testing.T) {
+func TestAsker(t *testing.T) {
 	for in, want := range map[string]string{
 		"127.0.0.1:5": "s 127.0.0.1:5", "[::1]:5": "s [::1]:5", "192.0.2.1:5": "s 192.0.2.1",
 	} {
-		if got := clientAddress("s", netip.MustParseAddrPort(in)); got != want {
-			t.Errorf("clientAddress(%s) = %q, want %q", in, got, want)
+		if got := (Asker{Scope: "s", Network: "udp", Address: netip.MustParseAddrPort(in)}).String(); got != want {
+			t.Errorf("asker at %s is %q, want %q", in, got, want)
 		}
 	}
 }

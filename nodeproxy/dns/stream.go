@@ -27,6 +27,7 @@ const (
 )
 
 func (s *Server) serveStreams(l *listening, scope string, listener net.Listener) {
+	server, _ := addrPort(listener.Addr()) // serve has looked at it
 	var delay time.Duration
 	for {
 		c, err := listener.Accept()
@@ -45,7 +46,7 @@ func (s *Server) serveStreams(l *listening, scope string, listener net.Listener)
 			_ = c.Close()
 			continue
 		}
-		key := s.options.Client(scope, client)
+		key := s.options.Client(Asker{scope, "tcp", client, server})
 		release, ok := s.streams.acquire(key)
 		if !ok {
 			s.options.Metrics.Query(ResultRefused)

@@ -19,7 +19,7 @@ import (
 func (n *Node) startDNS(context.Context) (err error) {
 	n.resolver, err = dns.New(dns.Options{
 		Settings: dnsSettings(n.settingsFile()), Names: names{n}, Control: n.capture.Control,
-		Metrics: dnsMetrics{n.metrics.DNS}, Logger: n.log,
+		Metrics: dnsMetrics{n.metrics.DNS}, Logger: n.log, Client: n.asker,
 	})
 	return err
 }

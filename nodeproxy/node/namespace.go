@@ -21,6 +21,7 @@ import (
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 	"github.com/meshproxy/meshproxy/sockmap/netcookie"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
+	"github.com/meshproxy/meshproxy/sockmap/sockdiag"
 )
 
 // namespace is a network namespace with workloads in it, and the proxy's
@@ -33,6 +34,8 @@ type namespace struct {
 	own       bool
 	way       netns.Opener
 	sources   sources
+	diagMu    sync.Mutex
+	diag      *sockdiag.Socket // for sockets
 }
 
 // fd returns what packages netns and loop take for the namespace.
@@ -163,6 +166,7 @@ func (n *namespace) close() {
 	if n.listeners != nil {
 		n.listeners.Close()
 	}
+	n.closeSockets()
 	if n.handle == nil {
 		return
 	}

@@ -38,7 +38,7 @@ func (s *Socket) destroy(c *Connection, cookie uint64) error {
 		family = unix.AF_INET6
 	}
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	req.AddRawData(request(family, ^States(0),
+	req.AddRawData(request(family, unix.IPPROTO_TCP, ^States(0),
 		sockID{local: c.Local, remote: c.Remote, ifindex: c.Ifindex, cookie: cookie}))
 	return destroyError(s.execute(req, func([]byte) bool { return true }))
 }

@@ -36,9 +36,9 @@ type sockID struct {
 
 // request makes a struct inet_diag_req_v2. IPv4 addresses are written mapped
 // for an AF_INET6 socket.
-func request(family uint8, states States, id sockID) []byte {
+func request(family, protocol uint8, states States, id sockID) []byte {
 	b := make([]byte, 0, sizeofRequest)
-	b = append(b, family, unix.IPPROTO_TCP, 0, 0)
+	b = append(b, family, protocol, 0, 0)
 	b = native.AppendUint32(b, uint32(states))
 	b = binary.BigEndian.AppendUint16(b, id.local.Port())
 	b = binary.BigEndian.AppendUint16(b, id.remote.Port())

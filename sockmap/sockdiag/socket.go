@@ -112,7 +112,7 @@ func (s *Socket) Connections(f Filter) ([]Connection, error) {
 func (s *Socket) dump(f Filter, fn func(*message)) error {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-		body := request(family, f.States, sockID{})
+		body := request(family, unix.IPPROTO_TCP, f.States, sockID{})
 		if code := f.bytecode(); len(code) > 0 {
 			body = append(body, nl.NewRtAttr(inetDiagReqBytecode, code).Serialize()...)
 		}
