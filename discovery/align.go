@@ -42,3 +42,17 @@ func inOrder[T any](list []*T, compare func(a, b *T) int) []*T {
 	slices.SortStableFunc(list, compare)
 	return list
 }
+
+// inOrderLike reports whether list is sorted, knowing that before is: only items
+// that differ from those at the same place are compared with their neighbours.
+func inOrderLike[T any](before, list []*T, compare func(a, b *T) int) bool {
+	same := true // the item before list[i]
+	for i, item := range list {
+		now := i < len(before) && before[i] == item
+		if i > 0 && (!same || !now) && compare(list[i-1], item) > 0 {
+			return false
+		}
+		same = now
+	}
+	return true
+}

@@ -93,7 +93,7 @@ func (v *view) canonical(was, svc *mesh.Service) *mesh.Service {
 	c := *svc
 	c.Name, c.Source = svc.Canonical(), v.state.Name
 	c.VirtualIPs = unmapped(svc.VirtualIPs)
-	c.Endpoints = v.checked(svc)
+	c.Endpoints = v.checked(was, svc)
 	return mesh.ShareService(was, &c)
 }
 
@@ -110,11 +110,20 @@ func unmapped(list []netip.Addr) []netip.Addr {
 
 // checked returns the endpoints of svc, sorted, without those that readers
 // could stumble over. Sources validate what users write; this is the last line
-// of defence against a backend.
-func (v *view) checked(svc *mesh.Service) []*mesh.Endpoint {
+// of defence against a backend. was is the service before, or nil: what it has
+// at the same place is not looked into, so that one change among very many costs
+// no more than comparing pointers.
+func (v *view) checked(was, svc *mesh.Service) []*mesh.Endpoint {
+	var known []*mesh.Endpoint
+	if was != nil && len(was.Ports) == len(svc.Ports) {
+		known = was.Endpoints
+	}
 	out, copied := svc.Endpoints, false
 	var warnings []string
 	for i, e := range svc.Endpoints {
+		if i < len(known) && known[i] == e {
+			continue
+		}
 		good, problem := checkEndpoint(svc, e)
 		if problem != "" {
 			warnings = append(warnings, fmt.Sprintf("service %q: endpoint %s is left out: %s", svc, e.Address, problem))
@@ -131,6 +140,9 @@ func (v *view) checked(svc *mesh.Service) []*mesh.Endpoint {
 		out = slices.DeleteFunc(out, func(e *mesh.Endpoint) bool { return e == nil })
 	}
 	v.endpointWarnings(svc.Canonical(), warnings)
+	if inOrderLike(known, out, mesh.CompareEndpoints) {
+		return out
+	}
 	return inOrder(out, mesh.CompareEndpoints)
 }
 
