@@ -77,6 +77,8 @@ type Listeners struct {
 	InboundHBONE netip.AddrPort
 	InboundMTLS  netip.AddrPort // invalid when it is off
 	DNS          uint16
+	// ForwardedFrom is empty when every peer's word is taken.
+	ForwardedFrom []netip.Prefix
 	// Metrics and Readiness are invalid when they are off.
 	Metrics, Readiness netip.AddrPort
 }

@@ -5,6 +5,7 @@ package config
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -185,7 +186,7 @@ func TestInForce(t *testing.T) {
 		t.Fatal(err)
 	}
 	inForce := read.InForce(started)
-	if inForce.Node.Name != "a" || inForce.Listeners != started.Listeners || inForce.DrainTimeout != 2*time.Second {
+	if inForce.Node.Name != "a" || !reflect.DeepEqual(inForce.Listeners, started.Listeners) || inForce.DrainTimeout != 2*time.Second {
 		t.Errorf("in force: %+v", inForce)
 	}
 	if o := inForce.Origin("node.name"); !strings.HasPrefix(o, "old.yaml:1") {

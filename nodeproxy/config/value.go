@@ -296,6 +296,14 @@ func address(p *netip.Addr) value {
 }
 
 // resolver is an address whose port is 53 unless it says otherwise.
+func parseNetwork(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+		return netip.Prefix{}, wantError{}
+	}
+	return p, nil
+}
+
 func parseResolver(s string) (netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), 53), nil

@@ -4,6 +4,7 @@ package node
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
@@ -38,6 +39,17 @@ func forwardedFor(header string) (netip.AddrPort, bool) {
 		return netip.AddrPort{}, false
 	}
 	return netip.AddrPort{}, false
+}
+
+// believed reports whether the peer of a tunnel may speak for a client. Whoever
+// holds the key of a workload, and not only a node proxy, can open a tunnel as
+// that workload; an operator who rests rules on addresses says where the node
+// proxies are. Everybody may speak for his own address, as ztunnel does, which
+// dials from the client's.
+func believed(from []netip.Prefix, peer, client netip.Addr) bool {
+	peer = peer.Unmap()
+	return len(from) == 0 || peer == client.Unmap() ||
+		slices.ContainsFunc(from, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 
 // usable: an address that a server may be shown as its client's. Loopback is

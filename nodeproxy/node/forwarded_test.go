@@ -37,6 +37,29 @@ func TestForwardedFor(t *testing.T) {
 	}
 }
 
+func TestBelieved(t *testing.T) {
+	nodes := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/64")}
+	for _, tc := range []struct {
+		name         string
+		from         []netip.Prefix
+		peer, client string
+		want         bool
+	}{
+		{"nothing is configured", nil, "192.0.2.1", "10.1.2.3", true},
+		{"a node", nodes, "10.0.0.7", "10.1.2.3", true},
+		{"a node, mapped", nodes, "::ffff:10.0.0.7", "10.1.2.3", true},
+		{"a node, IPv6", nodes, "fd00::7", "10.1.2.3", true},
+		{"somebody else", nodes, "10.0.1.7", "10.1.2.3", false},
+		{"somebody else, of himself", nodes, "::ffff:10.0.1.7", "10.0.1.7", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := believed(tc.from, addr(tc.peer), addr(tc.client)); got != tc.want {
+				t.Errorf("believed(%s, %s) = %v", tc.peer, tc.client, got)
+			}
+		})
+	}
+}
+
 func TestBaggage(t *testing.T) {
 	for _, n := range []mesh.Name{name("web"), {Namespace: "shop", Name: "web"}} {
 		if got := baggageWorkload(baggage(n)); got != n.String() {

@@ -37,7 +37,7 @@ func (g *gate) Admit(r *l4.Request) (l4.Route, error) {
 		return g.refuse(s, reason.Wrap(reason.TunnelRefused, fmt.Errorf("authority %.64q: want an address and port", r.Authority)))
 	}
 	s.to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	if client, ok := forwardedFor(r.Field("forwarded")); ok {
+	if client, ok := forwardedFor(r.Field("forwarded")); ok && believed(g.node.settings().forwardedFrom, r.Peer.Remote.Addr(), client.Addr()) {
 		s.client = client
 	}
 	v := g.node.views.load()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -16,11 +17,15 @@ import (
 // settings are what the data path reads of the configuration.
 type settings struct {
 	connectTimeout, idleTimeout time.Duration
+	forwardedFrom               []netip.Prefix
 }
 
 func (n *Node) settings() settings {
 	c := n.conf.Load()
-	return settings{connectTimeout: c.Defaults.ConnectTimeout, idleTimeout: c.Defaults.IdleTimeout}
+	return settings{
+		connectTimeout: c.Defaults.ConnectTimeout, idleTimeout: c.Defaults.IdleTimeout,
+		forwardedFrom: c.Listeners.ForwardedFrom,
+	}
 }
 
 // settingsFile is the configuration in force.
