@@ -168,6 +168,29 @@ func TestLeaf(t *testing.T) {
 	}
 }
 
+// TestRenewal: a leaf is replaced before its end, and its predecessor is good
+// until then.
+func TestRenewal(t *testing.T) {
+	t.Parallel()
+	s := peer.Start(t, peer.Options{Dev: true})
+	s.ShortLeaves(t, 2*time.Minute) // renewed after 12 s: 60 %, of which 1 min is past
+	f := open(t, s, nil)
+	web := idOf(domainOf(t, s), "web")
+	f.Keep([]spiffeid.ID{web})
+	leaf := f.awaitLeaf(t, web)
+	for range 2 {
+		f.await(t, "another leaf", func() bool { return f.peek(web) != leaf })
+		next := f.peek(web)
+		if left := time.Until(leaf.Leaf.NotAfter); left < 10*time.Second || !next.Leaf.NotAfter.After(leaf.Leaf.NotAfter) {
+			t.Errorf("renewed %v before its end, until %v", left, next.Leaf.NotAfter)
+		}
+		leaf = next
+	}
+	if p := f.Summary().Problems; len(p) > 0 {
+		t.Errorf("problems %q", p)
+	}
+}
+
 // TestManyWorkloads: a first start stays within what a CA signs in a second and
 // what an agent takes from one client.
 func TestManyWorkloads(t *testing.T) {

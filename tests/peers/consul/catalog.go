@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 )
@@ -62,15 +63,32 @@ func (s *Server) Intend(t Test, source, destination string, action api.Intention
 	}
 }
 
-// RotateCA gives Consul's CA a new root. The old one stays trusted, and has
-// signed the new one's intermediate, until its leaves are gone.
-func (s *Server) RotateCA(t Test) {
+// ConfigureCA changes the configuration of Consul's CA.
+func (s *Server) ConfigureCA(t Test, change func(map[string]any)) {
 	t.Helper()
 	c := s.Client().Connect()
 	config, _, err := c.CAGetConfig((&api.QueryOptions{}).WithContext(t.Context()))
 	if err != nil {
 		t.Fatalf("read configuration of the CA: %v", err)
 	}
+	change(config.Config)
+	w := (&api.WriteOptions{}).WithContext(t.Context())
+	if _, err := c.CASetConfig(config, w); err != nil {
+		t.Fatalf("configure CA: %v", err)
+	}
+}
+
+// ShortLeaves makes leaves live for less than the hour that Consul demands. They
+// begin a minute before they are issued, so less than that is none at all.
+func (s *Server) ShortLeaves(t Test, ttl time.Duration) {
+	t.Helper()
+	s.ConfigureCA(t, func(c map[string]any) { c["LeafCertTTL"], c["SkipValidate"] = ttl.String(), true })
+}
+
+// RotateCA gives Consul's CA a new root. The old one stays trusted, and has
+// signed the new one's intermediate, until its leaves are gone.
+func (s *Server) RotateCA(t Test) {
+	t.Helper()
 	// A root belongs to its key: another key, another root.
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -80,11 +98,8 @@ func (s *Server) RotateCA(t Test) {
 	if err != nil {
 		t.Fatalf("encode key: %v", err)
 	}
-	config.Config["PrivateKey"] = string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
-	w := (&api.WriteOptions{}).WithContext(t.Context())
-	if _, err := c.CASetConfig(config, w); err != nil {
-		t.Fatalf("rotate CA: %v", err)
-	}
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+	s.ConfigureCA(t, func(c map[string]any) { c["PrivateKey"] = text })
 }
 
 var policies atomic.Uint64
