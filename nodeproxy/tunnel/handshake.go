@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"syscall"
@@ -42,6 +43,10 @@ var aeads = []uint16{
 
 // ErrALPN: the peer does not speak HTTP/2.
 var ErrALPN = errors.New("peer did not negotiate h2")
+
+// errProbe: the peer only wanted to know whether somebody listens, as health
+// checks do.
+var errProbe = reason.Wrap(reason.TLSHandshake, errors.New("peer said nothing and left"))
 
 // secured is a connection after its handshake, on the way to a loop.
 type secured struct {
@@ -107,6 +112,9 @@ func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, by t
 		f = func(ctx context.Context, c *tls.Conn) error { return c.HandshakeContext(ctx) }
 	}
 	if err := f(ctx, conn); err != nil {
+		if !m.heard && errors.Is(err, io.EOF) {
+			err = errProbe
+		}
 		return nil, shakeError(ctx, err)
 	}
 	state := conn.ConnectionState()

@@ -15,7 +15,8 @@ import (
 // memory is the net.Conn beneath a tls.Conn: the socket during the handshake,
 // two buffers afterwards.
 type memory struct {
-	net.Conn // nil once the loop has taken over
+	net.Conn      // nil once the loop has taken over
+	heard    bool // anything came during the handshake
 
 	in  []byte // ciphertext that was received and crypto/tls has not taken yet
 	eof bool   // nothing follows in
@@ -39,7 +40,9 @@ func (noData) Temporary() bool { return true }
 
 func (m *memory) Read(p []byte) (int, error) {
 	if m.Conn != nil {
-		return m.Conn.Read(p)
+		n, err := m.Conn.Read(p)
+		m.heard = m.heard || n > 0
+		return n, err
 	}
 	if len(m.in) == 0 {
 		if m.eof {

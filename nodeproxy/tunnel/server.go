@@ -191,6 +191,10 @@ func (s *Server) welcome(nc net.Conn) {
 	begin := time.Now()
 	remote := addrPort(nc.RemoteAddr())
 	sec, err := s.shake(nc, remote.Addr())
+	if errors.Is(err, errProbe) {
+		s.options.Logger.Debug("tunnel probed", "remote", remote)
+		return
+	}
 	if s.options.Observe != nil {
 		h := Handshake{Peer: Peer{Remote: remote}, Duration: time.Since(begin), Err: err}
 		if sec != nil {

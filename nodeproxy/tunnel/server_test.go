@@ -256,3 +256,27 @@ func TestGoAwayUnprocessed(t *testing.T) {
 	w := c.open(key, 10*time.Second).must()
 	c.do(func() { w.stream.Reset(h2.Cancel) })
 }
+
+// Who connects and says nothing has failed no handshake: health checks do it all
+// the time.
+func TestProbe(t *testing.T) {
+	ca := tunneltest.NewCA(t)
+	heard := make(chan tunnel.Handshake, 8)
+	s := newServer(t, ca, tunnel.Options{}, echo, func(o *tunnel.ServerOptions) {
+		o.Observe = func(h tunnel.Handshake) { heard <- h }
+	})
+	probe := dialTCP(t, s.addr.String()).(*net.TCPConn)
+	if err := probe.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(probe); err != nil { // the server has closed it, too
+		t.Fatal(err)
+	}
+	junk := dialTCP(t, s.addr.String())
+	if _, err := junk.Write([]byte("GET / HTTP/1.1\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if h := wait(t, heard, "a failed handshake"); h.Err == nil || h.Peer.Remote != localOf(junk) {
+		t.Errorf("first heard of %v: %v", h.Peer.Remote, h.Err)
+	}
+}

@@ -5,12 +5,12 @@ package e2e
 import (
 	"net"
 	"net/netip"
-	"regexp"
 	"testing"
 	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 
+	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/peers/consul"
 )
 
@@ -66,19 +66,44 @@ func (l *consulLab) sidecar(host, service string, port, sidecar uint16, upstream
 	return agent.StartEnvoy(l, service, "")
 }
 
-// proxied registers a service of a host behind a node's port.
-func (l *consulLab) proxied(host, service string, port, public uint16) {
+// register registers a service of a host, which a node there will front.
+func (l *consulLab) register(host, service string, port int) {
 	l.Helper()
-	address := l.net.Host(host).Addr4().String()
 	l.agents[host].Register(l, &consulapi.AgentServiceRegistration{
-		Name: service, Address: address, Port: int(port), Meta: map[string]string{"version": "v1"},
-	})
-	l.agents[host].Register(l, &consulapi.AgentServiceRegistration{
-		Kind: consulapi.ServiceKindConnectProxy, Name: service + "-sidecar-proxy", Address: address, Port: int(public),
-		Meta:  map[string]string{"version": "v1"},
-		Proxy: &consulapi.AgentServiceConnectProxyConfig{DestinationServiceName: service, DestinationServiceID: service},
+		Name: service, Address: l.net.Host(host).Addr4().String(), Port: port, Meta: map[string]string{"version": "v1"},
 	})
 }
+
+// front registers a node in front of a service that is at a port, as the node itself does
+// unless it is told not to.
+func (l *consulLab) front(host, service string, port int, meta map[string]string) {
+	l.Helper()
+	l.agents[host].Register(l, &consulapi.AgentServiceRegistration{
+		Kind: consulapi.ServiceKindConnectProxy, Name: service + "-sidecar-proxy", Meta: meta,
+		Address: l.net.Host(host).Addr4().String(), Port: 20000,
+		Proxy: &consulapi.AgentServiceConnectProxyConfig{
+			DestinationServiceName: service, DestinationServiceID: service, LocalServicePort: port,
+		},
+	})
+}
+
+// node starts meshproxy on a host: what it needs to know is the agent's, and
+// what services, a list in YAML, says beside.
+func (l *consulLab) node(host, services string, more ...string) *meshnode.Node {
+	l.Helper()
+	o := consulNode
+	o.Extra = "sources:\n  consul:\n    enabled: true\n"
+	for _, line := range more {
+		o.Extra += "    " + line + "\n"
+	}
+	if services != "" {
+		o.Extra += "    services:" + services + "\n"
+	}
+	return l.startAs(host, o)
+}
+
+// consulNode is how a node in Consul's mesh is run.
+var consulNode = meshnode.Options{NoTrustDomain: true, NoMeshFile: true, Identity: "identity: {provider: consul}\n"}
 
 // upstream is a local port for a service.
 func upstream(service string, port int) consulapi.Upstream {
@@ -87,20 +112,6 @@ func upstream(service string, port int) consulapi.Upstream {
 
 func (l *consulLab) loopback(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
-}
-
-var names = regexp.MustCompile(`(ID|SNI)\((\w+)\)`)
-
-// writeMesh puts identities and server names in.
-func (l *consulLab) writeMesh(text string) {
-	l.Helper()
-	l.lab.writeMesh(names.ReplaceAllStringFunc(text, func(found string) string {
-		m := names.FindStringSubmatch(found)
-		if m[1] == "ID" {
-			return "spiffe://" + l.TrustDomain + "/ns/default/dc/dc1/svc/" + m[2]
-		}
-		return m[2] + ".default.dc1.internal." + l.TrustDomain
-	}))
 }
 
 // dialer makes a lane's dial, from a host to its loopback.

@@ -9,26 +9,9 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 
-	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/peers/consul"
 )
-
-// consulMesh is what node a knows. On b there are a real Envoy, Consul's builtin
-// proxy and a program with Consul's Go SDK.
-const consulMesh = `
-authorization: {default: allow}
-nodes: [{name: a, address: 10.77.0.1}, {name: b, address: 10.77.0.2}]
-workloads:
-  - {name: web, node: a, identity: "ID(web)", match: [{cgroup: "{{.Cgroup "a" "web"}}"}]}
-  - {name: api, node: a, identity: "ID(api)", match: [{cgroup: "{{.Cgroup "a" "api"}}"}], mtlsPort: 20001}
-  - {name: front, node: a, identity: "ID(front)", match: [{cgroup: "{{.Cgroup "a" "front"}}"}]}
-services:
-  - {name: web, ports: [{port: 80}], endpoints: [{address: 10.77.0.1, port: 7001, node: a, workload: web}]}
-  - {name: api, ports: [{port: 80}], endpoints: [{address: 10.77.0.1, port: 7002, node: a, workload: api}]}
-  - {name: legacy, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8001, transport: mtls, tunnel: "10.77.0.2:21000", identity: "ID(legacy)", sni: "SNI(legacy)"}]}
-  - {name: builtin, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8002, transport: mtls, tunnel: "10.77.0.2:21001", identity: "ID(builtin)", sni: "SNI(builtin)"}]}
-  - {name: native, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8003, transport: mtls, tunnel: "10.77.0.2:21002", identity: "ID(native)", sni: "SNI(native)"}]}
-`
 
 // The ports of b: those of sidecars for the mesh, and on loopback for their
 // applications.
@@ -51,15 +34,19 @@ func TestConsulPeers(t *testing.T) {
 		Kind: consulapi.ServiceResolver, Name: "web-v1",
 		Redirect: &consulapi.ServiceResolverRedirect{Service: "web", ServiceSubset: "v1"},
 	})
-	l.proxied("a", "web", 7001, 20000)
-	l.proxied("a", "api", 7002, 20001)
-	l.writeMesh(consulMesh)
-	l.startAs("a", meshnode.Options{
-		NoTrustDomain: true, Identity: "identity: {provider: consul}\n",
-		Extra: "listeners: {inboundMTLS: 20000}\n",
-	})
-	web, api := l.listener(a, "web", "10.77.0.1:7001"), l.listener(a, "api", "10.77.0.1:7002")
+	l.register("a", "web", 7001)
+	l.register("a", "api", 7002)
+	l.register("a", "front", 0)
+	web, own := l.listener(a, "web", "10.77.0.1:7001"), l.listener(a, "api", "127.0.0.1:7002")
 	front := l.opener(a, "front")
+	l.node("a", `
+      - {name: api, port: 20001}
+      - name: front
+        match: [{cgroup: "`+l.Cgroup("a", "front")+`"}]
+        upstreams:
+          - {listen: "127.0.0.1:9001", service: legacy}
+          - {listen: "127.0.0.1:9002", service: builtin}
+          - {listen: "127.0.0.1:9003", service: native}`)
 
 	envoy := l.sidecar("b", "legacy", 8001, envoyPublic,
 		upstream("web", envoyToWeb), upstream("web-v1", envoyToV1), upstream("api", envoyToAPI))
@@ -81,10 +68,10 @@ func TestConsulPeers(t *testing.T) {
 	}{
 		{"from Envoy", lane{app: web, dial: l.dialer("b", envoyToWeb), softToClient: true, softToApp: true}},
 		{"from Envoy to a subset", lane{app: web, dial: l.dialer("b", envoyToV1), softToClient: true, softToApp: true}},
-		{"from Envoy to a port of its own", lane{app: api, dial: l.dialer("b", envoyToAPI), softToClient: true, softToApp: true}},
-		{"from the SDK", lane{app: api, dial: l.dialer("b", nativeToAPI), softToClient: true, softToApp: true}},
-		{"to Envoy", lane{app: l.listener(b, "legacy", "10.77.0.2:8001"), dial: fromFront("10.77.0.2:8001"), softToClient: true, softToApp: true, strays: true}},
-		{"to the SDK", lane{app: l.listener(b, "native", "10.77.0.2:8003"), dial: fromFront("10.77.0.2:8003"), softToClient: true, softToApp: true}},
+		{"from Envoy to a port of its own", lane{app: own, dial: l.dialer("b", envoyToAPI), softToClient: true, softToApp: true}},
+		{"from the SDK", lane{app: own, dial: l.dialer("b", nativeToAPI), softToClient: true, softToApp: true}},
+		{"to Envoy", lane{app: l.listener(b, "legacy", "10.77.0.2:8001"), dial: fromFront("127.0.0.1:9001"), softToClient: true, softToApp: true, strays: true}},
+		{"to the SDK", lane{app: l.listener(b, "native", "10.77.0.2:8003"), dial: fromFront("127.0.0.1:9003"), softToClient: true, softToApp: true}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.lane.arrives(l.in(t).lab)
@@ -96,8 +83,8 @@ func TestConsulPeers(t *testing.T) {
 		name string
 		lane lane
 	}{
-		{"from the builtin proxy", lane{app: api, dial: l.dialer("b", builtinToAPI)}},
-		{"to the builtin proxy", lane{app: l.listener(b, "builtin", "10.77.0.2:8002"), dial: fromFront("10.77.0.2:8002")}},
+		{"from the builtin proxy", lane{app: own, dial: l.dialer("b", builtinToAPI)}},
+		{"to the builtin proxy", lane{app: l.listener(b, "builtin", "10.77.0.2:8002"), dial: fromFront("127.0.0.1:9002")}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.lane.arrives(l.in(t).lab)
@@ -121,6 +108,54 @@ func TestConsulPeers(t *testing.T) {
 		} {
 			if (n[name] > 0) != want {
 				t.Errorf("%s is %d", name, n[name])
+			}
+		}
+	})
+}
+
+// TestConsulNodes: two nodes take hbone between them where the other's row in
+// Consul says that it does, and mutual TLS as sidecars speak it where not.
+func TestConsulNodes(t *testing.T) {
+	l := newConsulLab(t)
+	a, b := l.net.Host("a"), l.net.Host("b")
+	l.register("a", "front", 0)
+	front := l.opener(a, "front")
+	l.register("b", "web", 7001)
+	l.register("b", "api", 7002)
+	l.front("b", "web", 7001, map[string]string{"meshproxy-hbone": "15008"})
+	l.front("b", "api", 7002, nil)
+	apps := map[string]*net.TCPListener{"hbone": l.listener(b, "web", "10.77.0.2:7001"), "mtls": l.listener(b, "api", "10.77.0.2:7002")}
+	l.node("b", "", "register: false")
+	node := l.node("a", `
+      - name: front
+        match: [{cgroup: "`+l.Cgroup("a", "front")+`"}]
+        upstreams: [{listen: "127.0.0.1:9001", service: web}, {listen: "127.0.0.1:9002", service: api}]`)
+	for path, at := range map[string]string{"hbone": "127.0.0.1:9001", "mtls": "127.0.0.1:9002"} {
+		t.Run(path, func(t *testing.T) {
+			l := l.in(t)
+			k := lane{app: apps[path], dial: func() (net.Conn, error) { return front.Dial(at) }}
+			k.arrives(l.lab)
+			k.check(t)
+			c, s := k.open(t)
+			pass(t, c, s, "hello")
+			list, err := node.Admin.Connections(l.ctx(), api.ConnectionFilter{Path: path})
+			must(t, err)
+			if len(list.Connections) == 0 {
+				t.Errorf("no connection takes %s", path)
+			}
+		})
+	}
+	t.Run("an intention", func(t *testing.T) {
+		l := l.in(t)
+		for path, at := range map[string]string{"hbone": "127.0.0.1:9001", "mtls": "127.0.0.1:9002"} {
+			k := lane{app: apps[path], dial: func() (net.Conn, error) { return front.Dial(at) }}
+			c, s := k.open(t)
+			pass(t, c, s, "hello")
+			l.server.Intend(l, "front", map[string]string{"hbone": "web", "mtls": "api"}[path], consulapi.IntentionActionDeny)
+			for _, end := range []net.Conn{c, s} {
+				if _, err := end.Read(make([]byte, 1)); err == nil {
+					t.Errorf("%s is still open", path)
+				}
 			}
 		}
 	})

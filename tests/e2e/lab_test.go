@@ -158,7 +158,10 @@ func (l *lab) start(host, extra string) *meshnode.Node {
 // startAs is start with more to choose.
 func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
 	l.Helper()
-	o.Host, o.MeshFile, o.CADir = l.net.Host(host), l.meshFile, l.caDir
+	o.Host, o.CADir = l.net.Host(host), l.caDir
+	if !o.NoMeshFile {
+		o.MeshFile = l.meshFile
+	}
 	o.Program = append(o.Program, programs.meshproxy)
 	n, err := meshnode.Start(l.ctx(), o)
 	if err != nil {

@@ -48,9 +48,10 @@ type Options struct {
 	// testnet.Self when the running program is it.
 	Program []string
 	// MeshFile is the file with nodes, services, workloads and policies, in
-	// which a node has the name of its host; empty leaves the section sources to
-	// Extra.
-	MeshFile string
+	// which a node has the name of its host. NoMeshFile leaves the section sources
+	// to Extra.
+	MeshFile   string
+	NoMeshFile bool
 	// CADir has the CA of the mesh, made by InitCA.
 	CADir string
 	// Identity is a YAML section to use instead of that CA.
