@@ -46,9 +46,15 @@ type CaptureCounters struct {
 type CaptureDestination struct {
 	_       structs.HostLayout
 	Service uint32
-	Pad     uint32
+	Flags   CaptureDestinationFlags
 	Direct  CaptureAddress
 }
+
+type CaptureDestinationFlags uint32
+
+const (
+	CaptureDestinationFlagsDESTINATION_ANY_PORT CaptureDestinationFlags = 2
+)
 
 type CaptureDestinationKey struct {
 	_        structs.HostLayout

@@ -84,7 +84,7 @@ INLINE int proxy_serves(struct dial *d, int has_listeners)
 
 /* Upstream of the workload, then anybody's destination, then a virtual IP
  * without the port that was dialled: its own row has port 0 and *unknown is
- * set. Loopback belongs to the application unless it is an upstream. */
+ * set, unless that row stands for every port. Loopback belongs to the application unless it is an upstream. */
 INLINE struct destination *find_destination(struct dial *d, int *unknown)
 {
 	struct destination_key key = {.workload = d->id, .address = d->to};
@@ -104,7 +104,7 @@ INLINE struct destination *find_destination(struct dial *d, int *unknown)
 		return to;
 	key.address.port = 0;
 	to = bpf_map_lookup_elem(&destinations, &key);
-	if (to)
+	if (to && !(to->flags & DESTINATION_ANY_PORT))
 		*unknown = 1;
 	return to;
 }

@@ -64,9 +64,13 @@ struct destination_key {
 	struct address address; /* port 0: every other port of a virtual IP */
 };
 
+enum destination_flags {
+	DESTINATION_ANY_PORT = 1 << 1, /* the row with port 0 stands for every port */
+};
+
 struct destination {
 	__u32 service;
-	__u32 pad;
+	enum destination_flags flags;
 	struct address direct; /* where to go without the proxy; port 0: nowhere */
 };
 

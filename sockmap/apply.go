@@ -242,6 +242,9 @@ func (c *Capture) planDestination(p *plan, d *Destination) error {
 		p.workloads[id] = w
 	}
 	value := bpf.CaptureDestination{Service: service}
+	if d.AnyPort {
+		value.Flags |= bpf.CaptureDestinationFlagsDESTINATION_ANY_PORT
+	}
 	if d.Direct.IsValid() {
 		value.Direct = toAddress(d.Direct)
 	}

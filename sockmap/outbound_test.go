@@ -16,9 +16,11 @@ import (
 func TestOutbound(t *testing.T) {
 	w := newWorld(t)
 	w.start()
+	anyPort := destination("240.240.0.2:0", "db")
+	anyPort.AnyPort = true
 	w.apply(State{
 		Workloads:    []Workload{w.workload("web")},
-		Destinations: []Destination{destination("240.240.0.1:80", "db"), destination("[2001:2::1]:80", "db")},
+		Destinations: []Destination{destination("240.240.0.1:80", "db"), destination("[2001:2::1]:80", "db"), anyPort},
 	})
 	web := w.process("web")
 	nested := w.process("web/deeply/nested")
@@ -33,6 +35,7 @@ func TestOutbound(t *testing.T) {
 		{name: "IPv4", actor: web, dial: "240.240.0.1:80", domain: unix.AF_INET},
 		{name: "IPv6", actor: web, dial: "[2001:2::1]:80", domain: unix.AF_INET6},
 		{name: "IPv4-mapped", actor: web, dial: "[::ffff:240.240.0.1]:80", domain: unix.AF_INET},
+		{name: "any port", actor: web, dial: "240.240.0.2:4711", domain: unix.AF_INET},
 		{name: "nested cgroup", actor: nested, dial: "240.240.0.1:80", domain: unix.AF_INET},
 		{name: "bound source", actor: web, dial: "240.240.0.1:80", domain: unix.AF_INET, source: "10.9.0.1:0"},
 		{name: "bound IPv6 source", actor: web, dial: "[2001:2::1]:80", domain: unix.AF_INET6, source: "[2001:db8::1]:0"},
@@ -70,7 +73,7 @@ func TestOutbound(t *testing.T) {
 			test.actor.close(fd)
 		})
 	}
-	if n := w.connections("web", OutcomeCaptured); n != 8 {
+	if n := w.connections("web", OutcomeCaptured); n != 9 {
 		t.Errorf("counted %d captured connections", n)
 	}
 }

@@ -44,9 +44,12 @@ type Destination struct {
 	// stands for every workload.
 	Workload mesh.Name
 	// Addr is an address and port; a port of 0 marks a virtual IP, whose
-	// ports without a Destination are refused.
+	// ports without a Destination are refused, unless AnyPort is set.
 	Addr    netip.AddrPort
 	Service mesh.Name
+	// AnyPort makes a virtual IP's row stand for every port that has none of
+	// its own.
+	AnyPort bool
 	// Direct is where connections of workloads with onProxyDown: direct go
 	// while the proxy is away; the zero value means that they are refused.
 	Direct netip.AddrPort

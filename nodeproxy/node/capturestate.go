@@ -64,8 +64,15 @@ func declaredPorts(s *mesh.Snapshot) map[mesh.Name][]uint16 {
 
 func appendVirtualIPs(list []sockmap.Destination, svc *mesh.Service) []sockmap.Destination {
 	for _, vip := range svc.VirtualIPs {
-		list = append(list, sockmap.Destination{Addr: netip.AddrPortFrom(vip, 0), Service: svc.Name})
+		whole := sockmap.Destination{Addr: netip.AddrPortFrom(vip, 0), Service: svc.Name}
+		if i := svc.PortIndex(0); i >= 0 {
+			whole.AnyPort, whole.Direct = true, directTo(svc, 0)
+		}
+		list = append(list, whole)
 		for _, p := range svc.Ports {
+			if p.Port == 0 {
+				continue
+			}
 			list = append(list, sockmap.Destination{
 				Addr:    netip.AddrPortFrom(vip, p.Port),
 				Service: svc.Name,

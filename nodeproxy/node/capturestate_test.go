@@ -25,6 +25,27 @@ func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 func name(s string) mesh.Name          { return mesh.Name{Namespace: mesh.DefaultNamespace, Name: s} }
 
+// TestCaptureStateAnyPort: a service without a port of its own is at every
+// port of its virtual IP, and nobody means it who dials its proxy's address.
+func TestCaptureStateAnyPort(t *testing.T) {
+	db := &mesh.Service{
+		Name: name("db"), Ports: []mesh.Port{{}}, VirtualIPs: []netip.Addr{addr("240.0.0.1")},
+		Endpoints: []*mesh.Endpoint{
+			{Address: addr("10.0.0.2"), Ports: []uint16{21000}, Tunnel: addrPort("10.0.0.2:21000")},
+			{Address: addr("10.0.0.3"), Ports: []uint16{5432}, Tunnel: addrPort("10.0.0.3:15008"), Priority: 1},
+		},
+	}
+	state := captureState(snapshotOf(nil, db), func(mesh.Name) uint64 { return 0 }, nil)
+	direct := addrPort("10.0.0.3:5432")
+	want := []sockmap.Destination{
+		{Addr: addrPort("240.0.0.1:0"), Service: name("db"), AnyPort: true, Direct: direct},
+		{Addr: direct, Service: name("db"), Direct: direct},
+	}
+	if diff := cmp.Diff(want, state.Destinations, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
+		t.Errorf("destinations (-want +got):\n%s", diff)
+	}
+}
+
 func TestCaptureStateDestinations(t *testing.T) {
 	web := &mesh.Service{
 		Name:       name("web"),

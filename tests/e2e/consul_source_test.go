@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	consulapi "github.com/hashicorp/consul/api"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+)
+
+// newConsulServices is a lab in which all that the nodes know comes from
+// Consul: client and other on a, with an explicit upstream each at the same
+// port, far and near on b.
+func newConsulServices(t *testing.T) *consulLab {
+	t.Helper()
+	l := newConsulLab(t)
+	l.writeMesh("authorization: {default: deny}\n")
+	upstream := func(to string) *consulapi.AgentServiceConnect {
+		return &consulapi.AgentServiceConnect{SidecarService: &consulapi.AgentServiceRegistration{
+			Proxy: &consulapi.AgentServiceConnectProxyConfig{
+				Upstreams: []consulapi.Upstream{{DestinationName: to, LocalBindPort: 9191}},
+			},
+		}}
+	}
+	l.agents["a"].Register(t, &consulapi.AgentServiceRegistration{Name: "client", Port: 7000, Connect: upstream("far")})
+	l.agents["a"].Register(t, &consulapi.AgentServiceRegistration{Name: "other", Port: 7001, Connect: upstream("near")})
+	l.agents["b"].Register(t, &consulapi.AgentServiceRegistration{Name: "far", Port: 8080})
+	l.agents["b"].Register(t, &consulapi.AgentServiceRegistration{Name: "near", Port: 8081})
+	b := l.net.Host("b")
+	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
+	l.serve(b, "near", "-name", "near", "-tcp", "127.0.0.1:8081")
+	return l
+}
+
+// startServices starts the nodes. Those of b are found by who listens.
+func (l *consulLab) startServices() {
+	l.Helper()
+	for host := range l.agents {
+		l.startServicesOn(host)
+	}
+}
+
+func (l *consulLab) startServicesOn(host string) *meshnode.Node {
+	l.Helper()
+	source := map[string]string{
+		"a": fmt.Sprintf("{enabled: true, services: [{name: client, match: [{cgroup: %q}]}, {name: other, match: [{cgroup: %q}]}]}",
+			l.Cgroup("a", "client"), l.Cgroup("a", "other")),
+		"b": "{enabled: true}",
+	}
+	return l.startAs(host, meshnode.Options{Consul: l.agents[host].HTTPAddr.String(), ConsulSource: source[host]})
+}
+
+// reaches waits until a dial gets to the server.
+func (l *consulLab) reaches(where place, cgroup, address, server string) {
+	l.Helper()
+	l.eventually(cgroup+" reaches "+server+" at "+address, func() error {
+		d := l.dial(where, cgroup, "-address", address, "-send", "hello")
+		if !d.OK {
+			return errors.New(d.Error)
+		}
+		if s := seen(l.T, d); s.Server != server {
+			return fmt.Errorf("answered by %s", s.Server)
+		}
+		return nil
+	})
+}
+
+// TestConsulServices: explicit upstreams, names, intentions, between two nodes
+// that know each other from Consul alone.
+func TestConsulServices(t *testing.T) {
+	t.Parallel()
+	l := newConsulServices(t)
+	l.startServices()
+	a := l.net.Host("a")
+
+	t.Run("explicit upstreams", func(t *testing.T) {
+		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l.reaches(a, "client", "127.0.0.1:9191", "far")
+		l.reaches(a, "other", "127.0.0.1:9191", "near")
+		s := seen(t, l.dial(a, "client", "-address", "127.0.0.1:9191", "-send", "hello"))
+		if host(t, s.Accepted) != "10.77.0.1" {
+			t.Errorf("the server saw %s, want a's address", s.Accepted)
+		}
+	})
+	t.Run("nodes speak hbone to each other", func(t *testing.T) {
+		l := &consulLab{lab: l.in(t), agents: l.agents}
+		e := l.endpoints("a", "far")["10.77.0.2:8080"]
+		if e.Transport != "hbone" || e.Tunnel != "10.77.0.2:15008" || e.Health != api.HealthHealthy {
+			t.Errorf("endpoint %+v", e)
+		}
+	})
+	t.Run("names", func(t *testing.T) {
+		l := &consulLab{lab: l.in(t), agents: l.agents}
+		for address, server := range map[string]string{
+			"far.virtual.consul:80": "far", "far.virtual.consul:4711": "far", "near.service.consul:8081": "near", "near.service.dc1.consul:1": "near",
+		} {
+			l.reaches(a, "client", address, server)
+		}
+		// What the mesh does not know, the agent does.
+		d := l.dial(a, "client", "-address", "consul.service.consul:8300", "-send", "x")
+		if strings.Contains(d.Error, "no such host") || strings.Contains(d.Error, "lookup") {
+			t.Errorf("the agent's own name: %s", d.Error)
+		}
+		d = l.dial(a, "client", "-address", "nobody.virtual.consul:80", "-send", "x")
+		if d.OK {
+			t.Error("a service that does not exist answers")
+		}
+	})
+	t.Run("intentions", func(t *testing.T) {
+		l := &consulLab{lab: l.in(t), agents: l.agents}
+		held := l.background(a, "client", "hold", "-address", "127.0.0.1:9191", "-connections", "1")
+		l.agents["a"].Intend(t, "client", "far", consulapi.IntentionActionDeny)
+		l.eventually("the open connection is closed", func() error {
+			lines, _ := held.Stdout().Lines(0)
+			if !slices.ContainsFunc(lines, func(s string) bool { return strings.Contains(s, `"event":"lost"`) }) {
+				return fmt.Errorf("it said %q", lines)
+			}
+			return nil
+		})
+		d := l.dial(a, "client", "-address", "127.0.0.1:9191", "-send", "hello")
+		if d.OK {
+			t.Error("a denied client gets an answer")
+		}
+		l.reaches(a, "other", "far.virtual.consul:80", "far")
+		l.agents["a"].Intend(t, "client", "far", consulapi.IntentionActionAllow)
+		l.reaches(a, "client", "127.0.0.1:9191", "far")
+	})
+	t.Run("a service that goes takes its row with it", func(t *testing.T) {
+		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l.agents["b"].Deregister(t, "near")
+		l.eventually("no endpoint of near", func() error {
+			if e := l.endpoints("a", "near"); len(e) != 0 {
+				return fmt.Errorf("endpoints %+v", e)
+			}
+			return nil
+		})
+	})
+}
