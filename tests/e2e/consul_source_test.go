@@ -119,7 +119,7 @@ func TestConsulServices(t *testing.T) {
 		l.agents["a"].Intend(t, "client", "far", consulapi.IntentionActionDeny)
 		l.eventually("the open connection is closed", func() error {
 			lines, _ := held.Stdout().Lines(0)
-			if !slices.ContainsFunc(lines, func(s string) bool { return strings.Contains(s, `"event":"lost"`) }) {
+			if !slices.ContainsFunc(lines, func(s string) bool { return strings.Contains(s, `"ended"`) }) {
 				return fmt.Errorf("it said %q", lines)
 			}
 			return nil
