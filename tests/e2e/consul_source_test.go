@@ -21,16 +21,14 @@ import (
 func newConsulServices(t *testing.T) *consulLab {
 	t.Helper()
 	l := newConsulLab(t)
-	l.writeMesh("authorization: {default: deny}\n")
-	upstream := func(to string) *consulapi.AgentServiceConnect {
+	l.meshFile = "" // there is nothing but Consul
+	to := func(service string) *consulapi.AgentServiceConnect {
 		return &consulapi.AgentServiceConnect{SidecarService: &consulapi.AgentServiceRegistration{
-			Proxy: &consulapi.AgentServiceConnectProxyConfig{
-				Upstreams: []consulapi.Upstream{{DestinationName: to, LocalBindPort: 9191}},
-			},
+			Proxy: &consulapi.AgentServiceConnectProxyConfig{Upstreams: []consulapi.Upstream{upstream(service, 9191)}},
 		}}
 	}
-	l.agents["a"].Register(t, &consulapi.AgentServiceRegistration{Name: "client", Port: 7000, Connect: upstream("far")})
-	l.agents["a"].Register(t, &consulapi.AgentServiceRegistration{Name: "other", Port: 7001, Connect: upstream("near")})
+	l.agents["a"].Register(t, &consulapi.AgentServiceRegistration{Name: "client", Port: 7000, Connect: to("far")})
+	l.agents["a"].Register(t, &consulapi.AgentServiceRegistration{Name: "other", Port: 7001, Connect: to("near")})
 	l.agents["b"].Register(t, &consulapi.AgentServiceRegistration{Name: "far", Port: 8080})
 	l.agents["b"].Register(t, &consulapi.AgentServiceRegistration{Name: "near", Port: 8081})
 	b := l.net.Host("b")
@@ -54,7 +52,10 @@ func (l *consulLab) startServicesOn(host string) *meshnode.Node {
 			l.Cgroup("a", "client"), l.Cgroup("a", "other")),
 		"b": "{enabled: true}",
 	}
-	return l.startAs(host, meshnode.Options{Consul: l.agents[host].HTTPAddr.String(), ConsulSource: source[host]})
+	return l.startAs(host, meshnode.Options{
+		Identity: "identity: {provider: consul}", NoTrustDomain: true,
+		Extra: fmt.Sprintf("consul: {address: %q}\nsources: {consul: %s}\n", l.agents[host].HTTPAddr, source[host]),
+	})
 }
 
 // reaches waits until a dial gets to the server.
@@ -81,7 +82,7 @@ func TestConsulServices(t *testing.T) {
 	a := l.net.Host("a")
 
 	t.Run("explicit upstreams", func(t *testing.T) {
-		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l := l.in(t)
 		l.reaches(a, "client", "127.0.0.1:9191", "far")
 		l.reaches(a, "other", "127.0.0.1:9191", "near")
 		s := seen(t, l.dial(a, "client", "-address", "127.0.0.1:9191", "-send", "hello"))
@@ -90,14 +91,14 @@ func TestConsulServices(t *testing.T) {
 		}
 	})
 	t.Run("nodes speak hbone to each other", func(t *testing.T) {
-		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l := l.in(t)
 		e := l.endpoints("a", "far")["10.77.0.2:8080"]
 		if e.Transport != "hbone" || e.Tunnel != "10.77.0.2:15008" || e.Health != api.HealthHealthy {
 			t.Errorf("endpoint %+v", e)
 		}
 	})
 	t.Run("names", func(t *testing.T) {
-		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l := l.in(t)
 		for address, server := range map[string]string{
 			"far.virtual.consul:80": "far", "far.virtual.consul:4711": "far", "near.service.consul:8081": "near", "near.service.dc1.consul:1": "near",
 		} {
@@ -114,7 +115,7 @@ func TestConsulServices(t *testing.T) {
 		}
 	})
 	t.Run("intentions", func(t *testing.T) {
-		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l := l.in(t)
 		held := l.background(a, "client", "hold", "-address", "127.0.0.1:9191", "-connections", "1")
 		l.agents["a"].Intend(t, "client", "far", consulapi.IntentionActionDeny)
 		l.eventually("the open connection is closed", func() error {
@@ -133,7 +134,7 @@ func TestConsulServices(t *testing.T) {
 		l.reaches(a, "client", "127.0.0.1:9191", "far")
 	})
 	t.Run("a service that goes takes its row with it", func(t *testing.T) {
-		l := &consulLab{lab: l.in(t), agents: l.agents}
+		l := l.in(t)
 		l.agents["b"].Deregister(t, "near")
 		l.eventually("no endpoint of near", func() error {
 			if e := l.endpoints("a", "near"); len(e) != 0 {
