@@ -54,3 +54,6 @@ func notify(state string) error {
 	}
 	return nil
 }
+
+// MainPID says that another process is the service's main one from now on.
+func (Notifier) MainPID(pid int) error { return notify(fmt.Sprintf("MAINPID=%d", pid)) }

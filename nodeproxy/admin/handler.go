@@ -35,7 +35,6 @@ func newHandler(o *Options) http.Handler {
 		}
 		return b, n.SetBypass(ctx, b)
 	}))
-	short.HandleFunc("POST /v1/reload", get(o.Log, n.Reload))
 	short.HandleFunc("POST /v1/drain", get(o.Log, n.Drain))
 	short.HandleFunc("GET /v1/log/level", get(o.Log, func(context.Context) (api.LogLevel, error) {
 		return levelOf(o.Level), nil
@@ -49,6 +48,9 @@ func newHandler(o *Options) http.Handler {
 
 	mux := http.NewServeMux()
 	mux.Handle("/", withDeadline(short))
+	// A new process takes as long as it needs, within the node's own limit.
+	mux.Handle("POST /v1/reload", long(get(o.Log, n.Reload)))
+	mux.Handle("POST /v1/upgrade", long(get(o.Log, n.Upgrade)))
 	mux.Handle("GET /v1/connections/watch", long(watchConnections(o.Metrics)))
 	mux.Handle("/debug/pprof/", long(pprof.Index))
 	mux.Handle("/debug/pprof/cmdline", long(pprof.Cmdline))

@@ -24,6 +24,9 @@ type Node interface {
 	SetBypass(ctx context.Context, b api.Bypass) error
 	// Reload changes nothing when it returns an error.
 	Reload(ctx context.Context) (api.Reload, error)
+	// Upgrade gives way to a new process of what lies where the executable
+	// did. Nothing has changed when it returns an error.
+	Upgrade(ctx context.Context) (api.Upgrade, error)
 	// Drain begins a drain and returns at once; a second call only reports.
 	Drain(ctx context.Context) (api.Drain, error)
 }

@@ -42,6 +42,9 @@ type Options struct {
 	// Level is the level of the node's log.
 	Level *slog.LevelVar
 	Log   *slog.Logger
+	// Listen, if not nil, returns what an earlier process of the node listened
+	// on, or what anew opens.
+	Listen func(network, address string, anew func() (net.Listener, error)) (net.Listener, error)
 
 	readTimeout time.Duration // tests shorten it
 }
@@ -49,6 +52,7 @@ type Options struct {
 // Server is the three listeners. Close stops it.
 type Server struct {
 	log       *slog.Logger
+	socket    *socketListener
 	stop      context.CancelFunc
 	servers   []*http.Server
 	listeners map[string]net.Addr
@@ -75,35 +79,39 @@ func Start(o Options) (_ *Server, err error) {
 	if o.readTimeout == 0 {
 		o.readTimeout = readTimeout
 	}
-	socket, err := listenSocket(o.Socket)
-	if err != nil {
+	if o.Listen == nil {
+		o.Listen = func(_, _ string, anew func() (net.Listener, error)) (net.Listener, error) { return anew() }
+	}
+	if s.socket, err = listenSocket(&o); err != nil {
 		return nil, fmt.Errorf("open admin socket %s: %w", o.Socket, err)
 	}
-	s.serve(ctx, ListenerAdmin, socket, &http.Server{
+	s.serve(ctx, ListenerAdmin, s.socket, &http.Server{
 		Handler:     authorize(newHandler(&o)),
 		ConnContext: withPeer,
 		ReadTimeout: o.readTimeout,
 		// No WriteTimeout: pprof and the watch of connections take long on
 		// purpose; the others have a deadline by withDeadline.
 	})
-	if err := s.serveTCP(ctx, ListenerMetrics, o.MetricsAddress, metricsHandler(o.Metrics)); err != nil {
+	if err := s.serveTCP(ctx, &o, ListenerMetrics, o.MetricsAddress, metricsHandler(o.Metrics)); err != nil {
 		return nil, err
 	}
-	if err := s.serveTCP(ctx, ListenerReadiness, o.ReadinessAddress, healthHandler(o.Node)); err != nil {
+	if err := s.serveTCP(ctx, &o, ListenerReadiness, o.ReadinessAddress, healthHandler(o.Node)); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Server) serveTCP(ctx context.Context, name, address string, h http.Handler) error {
+func (s *Server) serveTCP(ctx context.Context, o *Options, name, address string, h http.Handler) error {
 	if address == "" {
 		return nil
 	}
-	var lc net.ListenConfig
-	// A scraper needs no multipath, and the kernel keeps such sockets from
-	// sockmaps.
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, "tcp", address)
+	l, err := o.Listen("tcp", address, func() (net.Listener, error) {
+		var lc net.ListenConfig
+		// A scraper needs no multipath, and the kernel keeps such sockets from
+		// sockmaps.
+		lc.SetMultipathTCP(false)
+		return lc.Listen(ctx, "tcp", address)
+	})
 	if err != nil {
 		return fmt.Errorf("open %s listener: %w", name, err)
 	}
@@ -129,6 +137,13 @@ func (s *Server) serve(ctx context.Context, name string, l net.Listener, h *http
 // Addr returns the address of a listener, or nil when there is none of that
 // name.
 func (s *Server) Addr(name string) net.Addr { return s.listeners[name] }
+
+// Leave is Close for a node whose next process goes on with the same listeners:
+// the socket stays where it is.
+func (s *Server) Leave() {
+	s.socket.leave()
+	s.Close()
+}
 
 // Close stops the listeners, ends what streams, and waits for it.
 func (s *Server) Close() {

@@ -69,6 +69,10 @@ func (n *fakeNode) Reload(context.Context) (api.Reload, error) {
 	return api.Reload{Changed: []string{"log.level"}}, n.reloadErr
 }
 
+func (n *fakeNode) Upgrade(context.Context) (api.Upgrade, error) {
+	return api.Upgrade{PID: 4711, Version: "2.0", Before: "1.0", Generation: 2}, nil
+}
+
 func (n *fakeNode) Drain(context.Context) (api.Drain, error) { return api.Drain{Active: 3}, nil }
 
 type fixture struct {

@@ -28,30 +28,32 @@ var (
 // as in use anyway.
 const socketProbe = 2 * time.Second
 
-// listenSocket listens on path, which only root, the own user and its group may open. A
-// socket that nobody answers on is what a killed node left, and is replaced.
-func listenSocket(path string) (net.Listener, error) {
+// listenSocket listens on the socket, which only root, the own user and its group
+// may open. One that nobody answers on is what a killed node left, and is replaced.
+func listenSocket(o *Options) (*socketListener, error) {
 	// Two nodes that start at once must not remove each other's socket.
-	unlock, err := lockDir(filepath.Dir(path))
+	unlock, err := lockDir(filepath.Dir(o.Socket))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if err := removeStale(path); err != nil {
-		return nil, err
-	}
-	lc := net.ListenConfig{Control: restrictMode}
-	l, err := lc.Listen(context.Background(), "unix", path)
+	l, err := o.Listen("unix", o.Socket, func() (net.Listener, error) {
+		if err := removeStale(o.Socket); err != nil {
+			return nil, err
+		}
+		lc := net.ListenConfig{Control: restrictMode}
+		return lc.Listen(context.Background(), "unix", o.Socket)
+	})
 	if err != nil {
 		return nil, err
 	}
 	socket := l.(*net.UnixListener)
 	socket.SetUnlinkOnClose(false)
-	info, err := os.Lstat(path)
+	info, err := os.Lstat(o.Socket)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &socketListener{UnixListener: socket, path: path, info: info}, nil
+	return &socketListener{UnixListener: socket, path: o.Socket, info: info}, nil
 }
 
 // restrictMode makes the socket the user's and the group's before it has a name:
@@ -124,3 +126,6 @@ func (l *socketListener) Close() error {
 	})
 	return l.UnixListener.Close()
 }
+
+// leave keeps Close from removing the socket.
+func (l *socketListener) leave() { l.unlink.Do(func() {}) }

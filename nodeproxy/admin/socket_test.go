@@ -16,6 +16,20 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 )
 
+func socketAt(path string) *Options {
+	return &Options{Socket: path, Listen: func(_, _ string, anew func() (net.Listener, error)) (net.Listener, error) { return anew() }}
+}
+
+// TestLeave: the next process has the same socket.
+func TestLeave(t *testing.T) {
+	f := start(t)
+	f.Leave()
+	if _, err := os.Lstat(f.socket); err != nil {
+		t.Errorf("socket after Leave: %v", err)
+	}
+	check(t, os.Remove(f.socket))
+}
+
 func TestSocketMode(t *testing.T) {
 	f := start(t)
 	if m := mode(t, f.socket); m != os.ModeSocket|0o640 {
@@ -29,7 +43,7 @@ func TestSocketMode(t *testing.T) {
 
 func TestSocketInUse(t *testing.T) {
 	f := start(t)
-	if _, err := listenSocket(f.socket); !errors.Is(err, ErrSocketInUse) {
+	if _, err := listenSocket(socketAt(f.socket)); !errors.Is(err, ErrSocketInUse) {
 		t.Errorf("listen = %v", err)
 	}
 	if _, err := f.client.Status(t.Context()); err != nil {
@@ -43,7 +57,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	check(t, err)
 	l.SetUnlinkOnClose(false) // as kill -9 leaves it
 	check(t, l.Close())
-	fresh, err := listenSocket(path)
+	fresh, err := listenSocket(socketAt(path))
 	check(t, err)
 	check(t, fresh.Close())
 }
@@ -51,7 +65,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 func TestOtherFilesAreKept(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.sock")
 	check(t, os.WriteFile(path, []byte("precious"), 0o600))
-	if _, err := listenSocket(path); !errors.Is(err, ErrNotSocket) {
+	if _, err := listenSocket(socketAt(path)); !errors.Is(err, ErrNotSocket) {
 		t.Errorf("listen = %v", err)
 	}
 	if text, _ := os.ReadFile(path); string(text) != "precious" {
@@ -63,10 +77,10 @@ func TestOtherFilesAreKept(t *testing.T) {
 // successor has put its own socket in that place.
 func TestCloseKeepsSuccessor(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.sock")
-	old, err := listenSocket(path)
+	old, err := listenSocket(socketAt(path))
 	check(t, err)
 	check(t, os.Remove(path))
-	successor, err := listenSocket(path)
+	successor, err := listenSocket(socketAt(path))
 	check(t, err)
 	check(t, old.Close())
 	if _, err := os.Lstat(path); err != nil {

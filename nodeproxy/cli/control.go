@@ -15,7 +15,11 @@ func (c *commands) reload() *cobra.Command {
 	return &cobra.Command{
 		Use:   "reload",
 		Short: "Make the node read its configuration again, and say what changed",
-		Args:  cobra.NoArgs,
+		Long: `Make the node read its configuration again, and say what changed.
+
+When there is a new executable, as after a package upgrade, a process of it takes
+over instead, as "meshproxy upgrade" says.`,
+		Args: cobra.NoArgs,
 		RunE: c.ask(func(cmd *cobra.Command, node *client.Client) error {
 			r, err := node.Reload(cmd.Context())
 			if err != nil {
@@ -23,6 +27,8 @@ func (c *commands) reload() *cobra.Command {
 			}
 			return c.show(r, func(p *page) {
 				switch {
+				case r.Upgrade != nil:
+					showUpgrade(p, r.Upgrade)
 				case len(r.Changed)+len(r.RestartNeeded) == 0:
 					p.printf("Nothing changed.\n")
 				case len(r.Changed) > 0:
@@ -34,6 +40,31 @@ func (c *commands) reload() *cobra.Command {
 			})
 		}),
 	}
+}
+
+func (c *commands) upgrade() *cobra.Command {
+	return &cobra.Command{
+		Use:   "upgrade",
+		Short: "Make the node give way to a new process of its executable, and lose no connection",
+		Long: `Make the node give way to a new process of its executable, and lose no connection.
+
+The new process reads the configuration and takes over the listeners and what is
+in the kernel. The old one goes on until the new one serves, then finishes what
+is open, for drainTimeout at most. A new process that cannot take over, or is not
+ready within upgradeTimeout, changes nothing; this command says why it wasn't.`,
+		Args: cobra.NoArgs,
+		RunE: c.ask(func(cmd *cobra.Command, node *client.Client) error {
+			u, err := node.Upgrade(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.show(u, func(p *page) { showUpgrade(p, &u) })
+		}),
+	}
+}
+
+func showUpgrade(p *page, u *api.Upgrade) {
+	p.printf("Process %d with version %s serves; the one with version %s drains.\n", u.PID, u.Version, u.Before)
 }
 
 func (c *commands) drain() *cobra.Command {

@@ -232,6 +232,10 @@ func (n *fakeNode) Reload(context.Context) (api.Reload, error) {
 	return api.Reload{Changed: []string{"log.level"}, RestartNeeded: []string{"node.name", "stateDir"}}, nil
 }
 
+func (n *fakeNode) Upgrade(context.Context) (api.Upgrade, error) {
+	return api.Upgrade{PID: 4711, Version: "2.0", Before: "1.0", Generation: 2}, nil
+}
+
 func (n *fakeNode) Drain(context.Context) (api.Drain, error) {
 	return api.Drain{Active: 1}, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/diskcache"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/nodeproxy/handover"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
 )
 
@@ -28,8 +29,11 @@ func (c *commands) run() *cobra.Command {
 		Long: `Run the node until SIGTERM or SIGINT, which drain it.
 
 SIGHUP and a changed file make it read the configuration again; one that is not
-valid changes nothing. The programs in the kernel stay when the node stops, so
-that a restart is no hole in the mesh: see "meshproxy leave".
+valid changes nothing. When there is a new executable, SIGHUP makes the node give
+way to a process of it, which takes over every listener and reads the
+configuration; this one finishes what is open. SIGUSR2 does so in any case. The
+programs in the kernel stay when the node stops, so that a restart is no hole in
+the mesh: see "meshproxy leave".
 
 Every key of the configuration is a flag, too; flags win over MESHPROXY_*
 variables, and these over the file.`,
@@ -42,7 +46,28 @@ variables, and these over the file.`,
 	return cmd
 }
 
+// runNode tells the process before, if this one is to take over from it, why it
+// does not.
 func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
+	program, err := handover.ThisProgram()
+	if err != nil {
+		return err
+	}
+	before, err := handover.FromEnvironment()
+	if err != nil {
+		return err
+	}
+	err = c.runAfter(ctx, flags, RunOptions{Program: program, Predecessor: before})
+	if before != nil {
+		if err != nil {
+			before.Fail(err)
+		}
+		before.Close()
+	}
+	return err
+}
+
+func (c *commands) runAfter(ctx context.Context, flags *pflag.FlagSet, o RunOptions) error {
 	origins := c.origins(flags)
 	conf, err := origins.Load()
 	if err != nil {
@@ -65,9 +90,10 @@ func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
 		log.Error("the mesh's files are not valid; the last snapshot stays in force", "error", meshErr)
 	}
 	ctx, stop := context.WithCancel(ctx)
-	reload := make(chan struct{}, 1)
+	reload, hangup, upgrade := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	var watching sync.WaitGroup
-	watching.Go(func() { forwardHangups(ctx, reload) })
+	watching.Go(func() { forward(ctx, syscall.SIGHUP, hangup) })
+	watching.Go(func() { forward(ctx, syscall.SIGUSR2, upgrade) })
 	watching.Go(func() {
 		err := config.Watch(ctx, origins, conf, nil, func(config.Reload) { demand(reload) })
 		if err != nil {
@@ -76,10 +102,10 @@ func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
 	})
 	defer watching.Wait()
 	defer stop()
-	return c.Run(ctx, RunOptions{
-		Config: conf, Load: func() (*config.Config, error) { return loadAll(origins) }, Reload: reload,
-		Version: version(), Log: log, Level: level, Access: c.Stdout,
-	})
+	o.Config, o.Load = conf, func() (*config.Config, error) { return loadAll(origins) }
+	o.Reload, o.Hangup, o.Upgrade = reload, hangup, upgrade
+	o.Version, o.Log, o.Level, o.Access = version(), log, level, c.Stdout
+	return c.Run(ctx, o)
 }
 
 // loadAll reads the configuration and checks what it has of the mesh: a reload
@@ -111,17 +137,17 @@ func survivable(conf *config.Config, err error) bool {
 	return diskcache.New(diskcache.Options{Dir: conf.StateDir}).Load() != nil
 }
 
-// forwardHangups turns SIGHUP into demands until ctx is done.
-func forwardHangups(ctx context.Context, reload chan<- struct{}) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+// forward turns a signal into demands until ctx is done.
+func forward(ctx context.Context, sig os.Signal, to chan<- struct{}) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, sig)
+	defer signal.Stop(signals)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-hangups:
-			demand(reload)
+		case <-signals:
+			demand(to)
 		}
 	}
 }

@@ -46,6 +46,9 @@ func renderStatus(p *page, s *api.Status) {
 		{text("config"), text(fmt.Sprintf("%s, read %s", orNone(s.Config.File), p.ago(s.Config.LoadedAt)))},
 		{text("snapshot"), text(snapshotLine(p, &s.Snapshot))},
 	}
+	if s.Upgrades.Generation > 1 {
+		rows = append(rows, []cell{text("upgraded"), text(upgradesLine(p, &s.Upgrades))})
+	}
 	for _, source := range s.Sources {
 		rows = append(rows, []cell{text("source"), sourceCell(p, &source)})
 	}
@@ -74,6 +77,14 @@ func snapshotLine(p *page, s *api.Snapshot) string {
 	}
 	return fmt.Sprintf("version %d, built %s: %s, %s, %s", s.Version, p.ago(s.Built),
 		plural(s.Services, "service"), plural(s.Endpoints, "endpoint"), plural(s.Policies, "policy"))
+}
+
+func upgradesLine(p *page, u *api.Upgrades) string {
+	line := fmt.Sprintf("%s, generation %d", p.ago(u.At), u.Generation)
+	if before := u.Predecessor; before != nil {
+		line += fmt.Sprintf("; pid %d, %s, drains %s", before.PID, before.Version, plural(before.Connections, "connection"))
+	}
+	return line
 }
 
 func sourceCell(p *page, s *api.Source) cell {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
+	"github.com/meshproxy/meshproxy/nodeproxy/handover"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/sockmap"
 	"github.com/meshproxy/meshproxy/sockmap/netns/helper"
@@ -59,11 +60,18 @@ type RunOptions struct {
 	Config *config.Config
 	// Load reads the configuration again.
 	Load func() (*config.Config, error)
-	// Reload asks for that: SIGHUP, or a changed file.
-	Reload  <-chan struct{}
-	Version string
-	Log     *slog.Logger
-	Level   *slog.LevelVar
+	// Reload asks for that: a changed file.
+	Reload <-chan struct{}
+	// Hangup asks to give way to a new executable if there is one, and for a
+	// reload otherwise (SIGHUP); Upgrade for the former in any case (SIGUSR2).
+	Hangup, Upgrade <-chan struct{}
+	// Program is what an upgrade starts.
+	Program handover.Program
+	// Predecessor is the process that hands over to this one; nil if none does.
+	Predecessor *handover.Predecessor
+	Version     string
+	Log         *slog.Logger
+	Level       *slog.LevelVar
 	// Access takes the access log.
 	Access io.Writer
 }

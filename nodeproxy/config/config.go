@@ -31,6 +31,8 @@ type Config struct {
 	DNS          DNS
 	Log          Log
 	DrainTimeout time.Duration
+	// UpgradeTimeout is how long a new process may take to be ready.
+	UpgradeTimeout time.Duration
 
 	// File is where it was read; empty when there was no file.
 	File string

@@ -347,8 +347,12 @@ var table = []key{
 	},
 
 	{
-		"drainTimeout", "30s", "How long open connections may go on when the node stops.", false,
+		"drainTimeout", "30s", "How long open connections may go on when the node stops, or another process takes over.", false,
 		func(c *Config) value { return duration(&c.DrainTimeout, 0, day) },
+	},
+	{
+		"upgradeTimeout", "30s", "How long a new process may take until it can take over; then this one goes on.", false,
+		func(c *Config) value { return duration(&c.UpgradeTimeout, time.Second, time.Hour) },
 	},
 }
 

@@ -30,6 +30,13 @@ func (l *limiter) acquire(client string) (release func(), ok bool) {
 	return func() { l.release(client) }, true
 }
 
+// taken is the number of places that are not free.
+func (l *limiter) taken() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sum
+}
+
 func (l *limiter) release(client string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -22,7 +22,7 @@ func (s *Server) servePackets(l *listening, scope string, c net.PacketConn) {
 	for {
 		n, from, err := c.ReadFrom(buf)
 		if err != nil {
-			if l.ctx.Err() == nil {
+			if l.reading.Err() == nil && l.ctx.Err() == nil {
 				s.options.Logger.Warn("receive DNS query", "listener", c.LocalAddr().String(), "error", err)
 			}
 			if !l.pause(&delay) {

@@ -23,6 +23,9 @@ type Server struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
+	// reading ends before ctx does in a drain.
+	reading     context.Context
+	stopReading context.CancelFunc
 	// serving counts the goroutines of all listeners.
 	serving sync.WaitGroup
 
@@ -47,6 +50,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.reading, s.stopReading = context.WithCancel(s.ctx)
 	return s, nil
 }
 
@@ -67,14 +71,22 @@ func (s *Server) Apply(settings Settings) error {
 //
 // The scope tells apart clients of the same address in different namespaces.
 func (s *Server) ServePacket(scope string, c net.PacketConn) (stop func(), err error) {
-	return s.serve(c.LocalAddr(), c.Close, func(l *listening) { s.servePackets(l, scope, c) })
+	unread := func() { _ = c.SetReadDeadline(time.Unix(1, 0)) }
+	return s.serve(c.LocalAddr(), c.Close, unread, func(l *listening) { s.servePackets(l, scope, c) })
 }
 
 // ServeStream answers the queries on connections that l accepts, in all else
 // like ServePacket.
 func (s *Server) ServeStream(scope string, l net.Listener) (stop func(), err error) {
-	return s.serve(l.Addr(), l.Close, func(at *listening) { s.serveStreams(at, scope, l) })
+	return s.serve(l.Addr(), l.Close, func() { _ = l.Close() }, func(at *listening) { s.serveStreams(at, scope, l) })
 }
+
+// Drain takes no further queries from any listener; those that were received are
+// answered. Another process may listen on the same sockets and gets the rest.
+func (s *Server) Drain() { s.stopReading() }
+
+// Pending is the number of queries that wait for an answer of a resolver.
+func (s *Server) Pending() int { return s.queries.taken() }
 
 // Close stops all listeners and waits for them.
 func (s *Server) Close() {
@@ -87,11 +99,13 @@ func (s *Server) Close() {
 
 // listening is what the goroutines of one listener share.
 type listening struct {
-	ctx context.Context
+	ctx     context.Context
+	reading context.Context
 	sync.WaitGroup
 }
 
-func (s *Server) serve(at net.Addr, closeIt func() error, run func(*listening)) (func(), error) {
+// serve runs a listener until its context ends. unread makes run return early.
+func (s *Server) serve(at net.Addr, closeIt func() error, unread func(), run func(*listening)) (func(), error) {
 	address, err := addrPort(at)
 	if err == nil && address.Addr().IsUnspecified() {
 		err = ErrUnspecified
@@ -104,15 +118,20 @@ func (s *Server) serve(at net.Addr, closeIt func() error, run func(*listening)) 
 		return nil, fmt.Errorf("serve DNS on %v: %w", at, err)
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	l := &listening{ctx: ctx}
+	l := &listening{ctx: ctx, reading: s.reading}
 	unwatch := context.AfterFunc(ctx, func() { _ = closeIt() })
+	stay := context.AfterFunc(s.reading, unread)
 	ended := make(chan struct{})
 	go func() {
 		defer s.serving.Done()
 		defer close(ended)
 		run(l)
-		cancel()
+		stay()
+		if s.reading.Err() == nil {
+			cancel()
+		}
 		l.Wait()
+		cancel()
 		// When the listener is closed by now, this is one time too many.
 		unwatch()
 		_ = closeIt()
@@ -166,6 +185,9 @@ func addrPort(a net.Addr) (netip.AddrPort, error) {
 // pause waits before a listener is asked again after an error, and reports
 // whether to go on. Errors like a lack of descriptors last for a while.
 func (l *listening) pause(after *time.Duration) bool {
+	if l.reading.Err() != nil {
+		return false
+	}
 	*after = min(max(*after*2, 5*time.Millisecond), time.Second)
 	timer := time.NewTimer(*after)
 	defer timer.Stop()

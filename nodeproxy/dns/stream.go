@@ -32,7 +32,7 @@ func (s *Server) serveStreams(l *listening, scope string, listener net.Listener)
 	for {
 		c, err := listener.Accept()
 		if err != nil {
-			if l.ctx.Err() == nil {
+			if l.reading.Err() == nil && l.ctx.Err() == nil {
 				s.options.Logger.Warn("accept DNS client", "listener", listener.Addr().String(), "error", err)
 			}
 			if !l.pause(&delay) {

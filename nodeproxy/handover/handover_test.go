@@ -71,7 +71,7 @@ func follow() int {
 	if left := offer.Sockets.Close(); len(left) != 300 {
 		return 16
 	}
-	if p.Ready(ctx) != nil {
+	if p.Ready(ctx, Serving{Apart: true}) != nil {
 		return 17
 	}
 	mark := func(fd int, client netip.AddrPort) error {
@@ -94,7 +94,7 @@ func follow() int {
 		return 20
 	}
 	raw, _ := c.(*net.UnixConn).SyscallConn()
-	_ = raw.Control(func(fd uintptr) { err = p.Stray(int(fd), 42) })
+	_ = raw.Control(func(fd uintptr) { err = p.Stray(int(fd), 42, netip.MustParseAddrPort("192.0.2.1:80")) })
 	c.Close()
 	<-p.Gone()
 	if err != nil || p.Connections() != 5 {
@@ -103,7 +103,7 @@ func follow() int {
 	return 0
 }
 
-func startRole(t *testing.T, role string, stray func(int, uint64)) *Successor {
+func startRole(t *testing.T, role string, stray Stray) *Successor {
 	t.Helper()
 	t.Setenv(roleEnv, role)
 	exe, err := os.Executable()
@@ -180,9 +180,9 @@ func TestHandOver(t *testing.T) {
 	t.Setenv("ADDRESS", ln.Addr().String())
 	t.Setenv("SOCKET", path)
 	strays := make(chan int, 1)
-	s := startRole(t, "follow", func(fd int, netns uint64) {
-		if netns != 42 {
-			t.Errorf("stray of namespace %d", netns)
+	s := startRole(t, "follow", func(fd int, netns uint64, client netip.AddrPort) {
+		if netns != 42 || client.String() != "192.0.2.1:80" {
+			t.Errorf("stray of namespace %d from %s", netns, client)
 		}
 		strays <- fd
 	})
@@ -196,8 +196,8 @@ func TestHandOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := within(t)
-	if err := s.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
+	if apart, err := s.AwaitReady(ctx); err != nil || !apart {
+		t.Fatalf("apart %v, %v", apart, err)
 	}
 	serving, err := s.Switch(ctx)
 	if err != nil || serving != (Serving{Version: "two", Apart: true}) {
@@ -258,7 +258,7 @@ func TestSuccessorFails(t *testing.T) {
 			defer cancel()
 			err := errors.Join(s.Offer(Offer{}, nil, nil))
 			if err == nil || tc.want == nil {
-				err = s.AwaitReady(ctx)
+				_, err = s.AwaitReady(ctx)
 			}
 			if tc.want != nil && !errors.Is(err, tc.want) && !errors.Is(err, unix.EPIPE) || tc.says != "" && (err == nil || err.Error() != tc.says) {
 				t.Errorf("error %v", err)

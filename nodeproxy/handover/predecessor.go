@@ -60,8 +60,8 @@ func (p *Predecessor) Receive(ctx context.Context) (Offer, error) {
 
 // Ready says that all is prepared that can fail, and waits until the predecessor
 // accepts nothing any more.
-func (p *Predecessor) Ready(ctx context.Context) error {
-	if err := p.conn.send(message{Kind: kindReady}); err != nil {
+func (p *Predecessor) Ready(ctx context.Context, s Serving) error {
+	if err := p.conn.send(message{Kind: kindReady, Serving: &s}); err != nil {
 		return err
 	}
 	if err := p.await(ctx, p.turn); err != nil {
@@ -90,8 +90,8 @@ func (p *Predecessor) Fail(why error) {
 
 // Stray gives a connection that this process accepted back to the predecessor,
 // which knows it. fd stays the caller's.
-func (p *Predecessor) Stray(fd int, netns uint64) error {
-	return p.conn.send(message{Kind: kindStray, NetNS: netns}, fd)
+func (p *Predecessor) Stray(fd int, netns uint64, client netip.AddrPort) error {
+	return p.conn.send(message{Kind: kindStray, NetNS: netns, Client: client}, fd)
 }
 
 // PID is the predecessor's.

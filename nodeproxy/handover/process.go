@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// environment tells the successor where its end of the connection is.
-const environment = "MESHPROXY_HANDOVER_FD"
+// environment tells the successor where its end of the connection is. It is no
+// variable of the configuration, which all begin with MESHPROXY_.
+const environment = "_MESHPROXY_HANDOVER_FD"
 
 // forOne are variables that the service manager meant for the process that it
 // started, and nobody else.

@@ -51,7 +51,7 @@ var (
 type Successor struct {
 	*process
 	conn  conn
-	stray func(fd int, netns uint64)
+	stray Stray
 
 	ready, serving chan struct{}
 	lost           chan struct{} // closed when nothing more will come
@@ -63,9 +63,13 @@ type Successor struct {
 	lastID  uint64
 }
 
+// Stray takes a connection that another process accepted on the listener of a
+// network namespace; the descriptor is its own.
+type Stray func(fd int, netns uint64, client netip.AddrPort)
+
 // Start starts the program as the successor of this process. Connections that
 // the successor accepts and that are this process's go to stray.
-func Start(p Program, stray func(fd int, netns uint64)) (*Successor, error) {
+func Start(p Program, stray Stray) (*Successor, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("connect to successor: %w", err)
@@ -117,8 +121,16 @@ func (s *Successor) Offer(o Offer, sockets []Socket, files map[string]int) error
 	return s.conn.send(message{Kind: kindPrepare})
 }
 
-// AwaitReady waits until the successor has prepared all that can fail.
-func (s *Successor) AwaitReady(ctx context.Context) error { return s.await(ctx, s.ready) }
+// AwaitReady waits until the successor has prepared all that can fail, and
+// returns what Serving.Apart will be.
+func (s *Successor) AwaitReady(ctx context.Context) (apart bool, err error) {
+	if err := s.await(ctx, s.ready); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.details.Apart, nil
+}
 
 // Switch tells the successor to take over and waits until it serves.
 func (s *Successor) Switch(ctx context.Context) (Serving, error) {
@@ -217,15 +229,17 @@ func (s *Successor) listen() {
 // handle reports whether it has taken over the descriptors.
 func (s *Successor) handle(m *message, fds []int) bool {
 	switch m.Kind {
-	case kindReady:
-		closeOnce(s.ready)
-	case kindServing:
+	case kindReady, kindServing:
 		if m.Serving != nil {
 			s.mu.Lock()
 			s.details = *m.Serving
 			s.mu.Unlock()
 		}
-		closeOnce(s.serving)
+		if m.Kind == kindReady {
+			closeOnce(s.ready)
+		} else {
+			closeOnce(s.serving)
+		}
 	case kindMarked:
 		s.mu.Lock()
 		answer := s.marks[m.ID]
@@ -240,7 +254,7 @@ func (s *Successor) handle(m *message, fds []int) bool {
 		answer <- err
 	case kindStray:
 		if len(fds) == 1 {
-			s.stray(fds[0], m.NetNS)
+			s.stray(fds[0], m.NetNS, m.Client)
 			return true
 		}
 	}

@@ -90,6 +90,9 @@ func (o *opening) routed(r Route, err error) {
 // refuse ends a connection that never had a session.
 func (o *opening) refuse(err error) {
 	o.leave()
+	if errors.Is(err, ErrTaken) {
+		return
+	}
 	loop.ResetOnClose(o.reg.FD())
 	o.reg.Close()
 	if f := o.set.options.Refused; f != nil {

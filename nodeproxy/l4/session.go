@@ -91,6 +91,13 @@ func (c *Client) Later() func(Route, error) {
 	}
 }
 
+// ErrTaken: the router has taken the connection away with Client.Take.
+var ErrTaken = errors.New("the connection was taken away")
+
+// Take gives the connection to the caller, which owns its descriptor and returns
+// ErrTaken. It is for connections that are another process's.
+func (c *Client) Take() (fd int) { return c.opening.reg.Release() }
+
 // Gate decides about streams that arrive in a tunnel. It is called on the loop
 // and must not wait.
 type Gate interface {

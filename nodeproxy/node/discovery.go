@@ -41,7 +41,7 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 		Node: c.MeshNode(), Domain: c.DNS.Domain,
 		Sources:     sources,
 		VirtualIPs:  virtualIPs(c),
-		Assignments: n.cache.Assignments(),
+		Assignments: assignments{n.cache.Assignments(), n},
 		Last:        n.cache.Load(),
 		Logger:      n.log,
 	})
@@ -50,8 +50,32 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 	}
 	n.views = newViews(func() config.DefaultIdentity { return n.settingsFile().Identity.Default })
 	n.views.current.Store(n.views.derive(n.merger.Store().Load(), c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload))
-	n.tasks.Go(func() { n.cache.Run(ctx, n.merger.Store()) })
 	return nil
+}
+
+// startSources lets the sources speak.
+func (n *Node) startSources(ctx context.Context) error {
+	changed, cancel := n.merger.Store().Subscribe()
+	n.changed = changed
+	n.tasks.Go(func() {
+		defer cancel()
+		_ = n.merger.Run(ctx)
+	})
+	return nil
+}
+
+// assignments are kept on disk by the process that serves.
+type assignments struct {
+	discovery.Assignments
+	node *Node
+}
+
+// Save implements discovery.Assignments.
+func (a assignments) Save(list []discovery.Assignment) error {
+	if a.node.relieved() {
+		return nil
+	}
+	return a.Assignments.Save(list)
 }
 
 func (n *Node) staticOptions(c *config.Config) static.Options {

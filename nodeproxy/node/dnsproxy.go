@@ -43,14 +43,14 @@ func (n *Node) serveDNS(ns *namespace) error {
 		if err != nil {
 			return err
 		}
-		ns.accepting = append(ns.accepting, stop)
+		ns.resolving = append(ns.resolving, stop)
 	}
 	for _, c := range ns.listeners.dnsUDP {
 		stop, err := n.resolver.ServePacket(scope, c)
 		if err != nil {
 			return err
 		}
-		ns.accepting = append(ns.accepting, stop)
+		ns.resolving = append(ns.resolving, stop)
 	}
 	return nil
 }

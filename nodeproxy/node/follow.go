@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -51,18 +52,19 @@ func (b *bypassed) all() map[mesh.Name]bool {
 // follow puts snapshots in force as they come. It is the only goroutine that
 // changes what is in force.
 func (n *Node) follow(ctx context.Context) error {
-	changed, cancel := n.merger.Store().Subscribe()
-	n.tasks.Go(func() { _ = n.merger.Run(ctx) })
+	n.saving.start(n)
 	n.tasks.Go(func() {
-		defer cancel()
-		n.awaitSources(ctx, changed)
+		if n.upgrades.before == nil {
+			n.awaitFirstWord(ctx)
+			n.putInForce(ctx)
+		}
 		tick := time.NewTicker(resync)
 		defer tick.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-changed:
+			case <-n.changed:
 				n.putInForce(ctx)
 			case <-n.reloads.apply:
 				n.putInForce(ctx)
@@ -70,6 +72,9 @@ func (n *Node) follow(ctx context.Context) error {
 				n.putInForce(ctx)
 				close(done)
 			case <-tick.C:
+				if n.relieved() {
+					continue
+				}
 				n.namespaces.refreshSources()
 				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroups)
 				n.applyCapture(ctx)
@@ -86,22 +91,20 @@ func (n *Node) follow(ctx context.Context) error {
 // preceded by its old self. A backend that is away is not worth more.
 const firstWord = time.Second
 
-func (n *Node) awaitSources(ctx context.Context, changed <-chan struct{}) {
+func (n *Node) awaitFirstWord(ctx context.Context) {
 	timer := time.NewTimer(firstWord)
 	defer timer.Stop()
 	for {
 		s := n.merger.Store().Load()
 		if !slices.ContainsFunc(s.Sources(), func(src mesh.SourceState) bool { return src.FromDisk || !src.Ready }) {
-			n.putInForce(ctx)
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-			n.putInForce(ctx)
 			return
-		case <-changed:
+		case <-n.changed:
 		}
 	}
 }
@@ -113,15 +116,20 @@ func (n *Node) putInForce(ctx context.Context) {
 	if !anyReady(s) {
 		return // what an earlier process left in the kernel stays in force
 	}
+	n.decideBy(s)
+	for _, w := range n.loops {
+		w.revalidate()
+	}
+	n.applyCapture(ctx)
+}
+
+// decideBy makes a snapshot the one by which the data path decides.
+func (n *Node) decideBy(s *mesh.Snapshot) {
 	c := n.settingsFile()
 	next := n.views.derive(s, c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload)
 	n.keepLeaves(next)
 	n.views.current.Store(next)
 	n.balancer.Update(s)
-	for _, w := range n.loops {
-		w.revalidate()
-	}
-	n.applyCapture(ctx)
 }
 
 func anyReady(s *mesh.Snapshot) bool {
@@ -137,32 +145,45 @@ func anyReady(s *mesh.Snapshot) bool {
 // mixture that the next attempt puts right; it is retried at every resync.
 func (n *Node) applyCapture(ctx context.Context) {
 	s := n.views.load().snapshot
-	if !anyReady(s) {
+	if !anyReady(s) || n.relieved() {
 		return
 	}
 	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
 	n.lines.follow(ctx, s.Workloads())
 	err := n.capture.Apply(captureState(s, n.namespaces.cookieOf, n.bypassed.all()))
+	if errors.Is(err, sockmap.ErrYielded) {
+		return // to a process that may yet give it back
+	}
 	n.applyError.set(err)
 	if err != nil {
 		n.log.Error("apply snapshot to the kernel", "version", s.Version(), "error", err)
 		return
 	}
-	if !n.ready.Swap(true) {
+	if n.tookOver() {
 		n.becomeReady(s)
 	}
 }
 
 // becomeReady: capture is in force.
 func (n *Node) becomeReady(s *mesh.Snapshot) {
+	if n.ready.Swap(true) {
+		return
+	}
 	if err := n.capture.Heartbeat(); err != nil {
 		n.log.Error("write heartbeat", "error", err)
 	}
-	text := fmt.Sprintf("%d workloads, %d services", len(s.Workloads()), len(s.Services()))
+	n.storeAll()
+	text := n.summary()
 	n.log.Info("ready", "node", n.name, "workloads", len(s.Workloads()), "services", len(s.Services()), "took", time.Since(n.started).Round(time.Millisecond))
 	if err := n.manager.Ready(text); err != nil {
 		n.log.Warn("notify service manager", "error", err)
 	}
+}
+
+// summary is the line that the service manager shows.
+func (n *Node) summary() string {
+	s := n.views.load().snapshot
+	return fmt.Sprintf("%d workloads, %d services", len(s.Workloads()), len(s.Services()))
 }
 
 // feedWatchdog tells systemd that the loops turn, for as long as they do.
@@ -181,6 +202,9 @@ func (n *Node) feedWatchdog(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if n.relieved() {
+				return // the other process does
+			}
 			if err := n.stuckLoop(); err != nil {
 				n.log.Error("not feeding the watchdog", "error", err)
 				continue

@@ -64,18 +64,18 @@ func (n *Node) startLines(ctx context.Context) error {
 	if !s.at.IsValid() {
 		return nil
 	}
-	_, err := s.listen(ctx, s.at)
+	_, err := s.listen(ctx, nodeScope, s.at)
 	return err
 }
 
 // listen begins to take lines at an address, and returns what ends it.
-func (s *lineServer) listen(ctx context.Context, at netip.AddrPort) (stop func(), err error) {
+func (s *lineServer) listen(ctx context.Context, scope string, at netip.AddrPort) (stop func(), err error) {
 	config := identity.ServerConfig(s.node.provider, lineNames{s.node.views, at.Port()}, lineTLS)
 	explainVerification(config)
 	s.mu.Lock()
 	s.configs[at.Port()] = config
 	s.mu.Unlock()
-	ln, err := listenTCP(ctx, listenAddress(at), s.node.capture.Control)
+	ln, err := s.node.sockets.listenTCP(ctx, scope, listenAddress(at), s.node.capture.Control)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +114,7 @@ func (s *lineServer) follow(ctx context.Context, workloads []*mesh.Workload) {
 	for port, stop := range s.own {
 		if wanted[port] == nil {
 			stop()
+			s.node.sockets.forget(lineScope(port))
 			delete(s.own, port)
 			s.node.log.Info("closed port of workload for mutual TLS", "port", port)
 		}
@@ -122,7 +123,7 @@ func (s *lineServer) follow(ctx context.Context, workloads []*mesh.Workload) {
 		if s.own[port] != nil {
 			continue
 		}
-		stop, err := s.listen(ctx, netip.AddrPortFrom(s.at.Addr(), port))
+		stop, err := s.listen(ctx, lineScope(port), netip.AddrPortFrom(s.at.Addr(), port))
 		if err != nil {
 			if s.failed[port] != err.Error() {
 				s.node.log.Error("open port of workload for mutual TLS", "workload", w.Name, "port", port, "error", err)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ type namespace struct {
 	handle    *netns.Handle
 	listeners *listeners
 	accepting []func() // each stops accepting on one loop
+	resolving []func() // each stops a socket of the resolver
 	own       bool
 	way       netns.Opener
 	sources   sources
@@ -88,7 +90,7 @@ func (n *namespace) source(client netip.AddrPort, family netip.Addr) netip.AddrP
 type namespaces struct {
 	capture *sockmap.Capture
 	ports   sockmap.Ports
-	mark    control
+	sockets *sockets
 	log     *slog.Logger
 	// way is how to get into namespaces.
 	way netns.Opener
@@ -96,15 +98,16 @@ type namespaces struct {
 	accept func(*namespace) error
 
 	mu         sync.RWMutex
+	held       bool // accept nothing yet
 	byCookie   map[uint64]*namespace
 	byWorkload map[mesh.Name][]uint64
 	own        *namespace
 	problem    error // of the last find
 }
 
-func newNamespaces(c *sockmap.Capture, ports sockmap.Ports, way netns.Opener, log *slog.Logger, accept func(*namespace) error) *namespaces {
+func newNamespaces(c *sockmap.Capture, ports sockmap.Ports, way netns.Opener, all *sockets, log *slog.Logger, accept func(*namespace) error) *namespaces {
 	return &namespaces{
-		capture: c, ports: ports, mark: c.Control, way: way, log: log, accept: accept,
+		capture: c, ports: ports, sockets: all, way: way, log: log, accept: accept,
 		byCookie:   make(map[uint64]*namespace),
 		byWorkload: make(map[mesh.Name][]uint64),
 	}
@@ -136,21 +139,27 @@ func (s *namespaces) open(ctx context.Context, h *netns.Handle, own bool) (_ *na
 	if n.cookie, err = netcookie.By(s.way, n.fd()); err != nil {
 		return nil, err
 	}
-	if n.listeners, err = openListeners(ctx, s.ports, binder{way: s.way, ns: n.fd(), mark: s.mark}); err != nil {
+	o := &opener{
+		sockets: s.sockets, scope: netnsScope(n.cookie), ports: s.ports,
+		in: binder{way: s.way, ns: n.fd(), mark: s.capture.Control},
+	}
+	if n.listeners, err = o.open(ctx); err != nil {
 		return nil, err
 	}
 	n.refreshSources(s.log)
-	if err := s.accept(n); err != nil {
-		return nil, err
+	s.mu.RLock()
+	held := s.held
+	s.mu.RUnlock()
+	if !held {
+		if err := s.accept(n); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := s.capture.AttachNetNS(h.FD()); err != nil {
 		return nil, err
 	}
-	if n.listeners.plain != nil {
-		err = withFD(n.listeners.plain, func(fd int) error { return s.capture.SetInboundListener(n.cookie, fd) })
-		if err != nil {
-			return nil, err
-		}
+	if err := s.steer(n); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -158,9 +167,63 @@ func (s *namespaces) open(ctx context.Context, h *netns.Handle, own bool) (_ *na
 	return n, nil
 }
 
+// steer tells the kernel where plaintext connections go.
+func (s *namespaces) steer(n *namespace) error {
+	if n.listeners.plain == nil {
+		return nil
+	}
+	return withFD(n.listeners.plain, func(fd int) error { return s.capture.SetInboundListener(n.cookie, fd) })
+}
+
+// openInherited opens the namespaces in which an earlier process of the node had
+// listeners. Whose they are is found out with the workloads.
+func (s *namespaces) openInherited(ctx context.Context) {
+	for _, scope := range s.sockets.inherited.Scopes() {
+		if !strings.HasPrefix(scope, netnsScopes) || scope == netnsScope(s.own.cookie) {
+			continue
+		}
+		h, err := netns.OfSocket(s.sockets.inherited.Peek(scope))
+		if err == nil {
+			_, err = s.open(ctx, h, false)
+		}
+		if err != nil {
+			s.log.Warn("open network namespace of the process before", "scope", scope, "error", err)
+		}
+	}
+}
+
+// hold keeps the listeners of all namespaces from accepting until release.
+func (s *namespaces) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = true
+}
+
+func (s *namespaces) release() error {
+	s.mu.Lock()
+	s.held = false
+	s.mu.Unlock()
+	for _, n := range s.all() {
+		if err := s.accept(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopAccepting is the opposite of accept, for all of them.
+func (s *namespaces) stopAccepting() {
+	for _, n := range s.all() {
+		for _, stop := range n.accepting {
+			stop()
+		}
+		n.accepting = nil
+	}
+}
+
 // close gives up what open has done; for a namespace whose processes are gone.
 func (n *namespace) close() {
-	for _, stop := range n.accepting {
+	for _, stop := range slices.Concat(n.accepting, n.resolving) {
 		stop()
 	}
 	if n.listeners != nil {
@@ -434,6 +497,7 @@ func (s *namespaces) forget(n *namespace) {
 		s.log.Warn("detach network namespace", "netns", n.cookie, "error", err)
 	}
 	n.close()
+	s.sockets.forget(netnsScope(n.cookie))
 	s.log.Info("closed network namespace", "netns", n.cookie)
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -25,6 +26,7 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/balance"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/dns"
+	"github.com/meshproxy/meshproxy/nodeproxy/handover"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/nodeproxy/l4"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
@@ -40,11 +42,18 @@ import (
 type Options struct {
 	Config *config.Config
 	// Load reads the configuration again; Reload asks for that.
-	Load    func() (*config.Config, error)
-	Reload  <-chan struct{}
-	Version string
-	Log     *slog.Logger
-	Level   *slog.LevelVar
+	Load   func() (*config.Config, error)
+	Reload <-chan struct{}
+	// Hangup asks to give way to a new executable if there is one, and for a
+	// reload otherwise; Upgrade asks for the former in any case.
+	Hangup, Upgrade <-chan struct{}
+	// Program is what an upgrade starts.
+	Program handover.Program
+	// Predecessor is the process that hands over to this one; nil if none does.
+	Predecessor *handover.Predecessor
+	Version     string
+	Log         *slog.Logger
+	Level       *slog.LevelVar
 	// Access takes the access log.
 	Access io.Writer
 }
@@ -61,6 +70,7 @@ type Node struct {
 	access     *telemetry.AccessLog
 	provider   provider
 	cache      *diskcache.Cache
+	saving     saving
 	static     *static.Source
 	consul     *consul.Source // nil: off
 	capture    *sockmap.Capture
@@ -70,18 +80,23 @@ type Node struct {
 	balancer   *balance.Balancer
 	checker    *balance.Checker
 	loops      []*worker
+	sockets    *sockets
 	namespaces *namespaces
 	tunnels    *tunnel.Server
+	tunnelsAt  *net.TCPListener
 	lines      *lineServer
 	resolver   *dns.Server
 	admin      *admin.Server
 	manager    systemd.Notifier
 
+	upgrades   upgrades
+	changed    <-chan struct{} // the merger's store
 	bypassed   bypassed
 	reloads    reloads
 	applyError lastError
 	ready      atomic.Bool // the first snapshot is in force
 	draining   atomic.Bool
+	returning  atomic.Bool // it stops, and another process will find its listeners open
 	tasks      sync.WaitGroup
 }
 
@@ -91,8 +106,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	frugal()
 	n := &Node{options: o, name: o.Config.Node.Name, log: o.Log, started: time.Now()}
 	n.reloads = reloads{
-		ask: make(chan struct{}), apply: make(chan struct{}, 1), applyNow: make(chan chan struct{}), loadedAt: n.started,
+		ask: make(chan bool), apply: make(chan struct{}, 1), applyNow: make(chan chan struct{}), loadedAt: n.started,
 	}
+	n.upgrades.program, n.upgrades.before, n.upgrades.relieved = o.Program, o.Predecessor, make(chan struct{})
 	n.conf.Store(o.Config)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -101,8 +117,12 @@ func Run(ctx context.Context, o Options) (err error) {
 		n.stop()
 		return err
 	}
-	<-ctx.Done()
-	n.drain()
+	select {
+	case <-ctx.Done():
+	case <-n.upgrades.relieved:
+	}
+	n.drain(ctx)
+	stop()
 	n.stop()
 	return nil
 }
@@ -115,6 +135,7 @@ func (n *Node) start(ctx context.Context) error {
 		what string
 		do   func(context.Context) error
 	}{
+		{"from the process before", n.inherit},
 		{"telemetry", n.startTelemetry},
 		{"identity", n.startIdentity},
 		{"discovery", n.startDiscovery},
@@ -124,6 +145,8 @@ func (n *Node) start(ctx context.Context) error {
 		{"dns", n.startDNS},
 		{"listeners", n.startListeners},
 		{"trust", n.followTrust},
+		{"sources", n.startSources},
+		{"taking over", n.takeOver},
 		{"admin", n.startAdmin},
 		{"mesh", n.follow},
 	} {
@@ -159,12 +182,13 @@ func (n *Node) startCapture(context.Context) error {
 	way := n.wayIntoNamespaces(c)
 	n.capture, err = sockmap.Open(sockmap.Options{
 		CgroupRoot: n.cgroups.root, BPFFS: c.BPF.FS, Instance: c.BPF.Instance,
-		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Namespaces: way, Logger: n.log,
+		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Namespaces: way,
+		Lock: n.upgrades.offer.Files[lockFile], Logger: n.log,
 	})
 	if err != nil {
 		return err
 	}
-	n.namespaces = newNamespaces(n.capture, portsOf(c), way, n.log, n.acceptIn)
+	n.namespaces = newNamespaces(n.capture, portsOf(c), way, n.sockets, n.log, n.acceptIn)
 	n.tasks.Go(n.watchKernel)
 	return nil
 }
@@ -187,19 +211,31 @@ func portsOf(c *config.Config) sockmap.Ports {
 	}
 }
 
-// startListeners opens the node's own namespace and the tunnels' listener.
-func (n *Node) startListeners(ctx context.Context) error {
+// startListeners opens the namespaces that are known already, the node's own
+// first, and the tunnels' listener.
+func (n *Node) startListeners(ctx context.Context) (err error) {
+	if n.upgrades.before != nil {
+		n.namespaces.hold()
+	}
 	if err := n.namespaces.openOwn(ctx); err != nil {
 		return err
 	}
+	n.namespaces.openInherited(ctx)
 	n.tunnels = n.newTunnelServer()
-	at := n.settingsFile().Listeners.InboundHBONE
-	ln, err := listenTCP(ctx, listenAddress(at), n.capture.Control)
-	if err != nil {
+	at := listenAddress(n.settingsFile().Listeners.InboundHBONE)
+	if n.tunnelsAt, err = n.sockets.listenTCP(ctx, nodeScope, at, n.capture.Control); err != nil {
 		return err
 	}
-	defer ln.Close() // the server has a descriptor of its own
-	if err := withFD(ln, n.tunnels.Listen); err != nil {
+	if n.upgrades.before != nil {
+		return nil
+	}
+	return n.acceptTunnels(ctx)
+}
+
+// acceptTunnels begins to take tunnels and lines of other nodes.
+func (n *Node) acceptTunnels(ctx context.Context) error {
+	defer n.tunnelsAt.Close() // the server has a descriptor of its own
+	if err := withFD(n.tunnelsAt, n.tunnels.Listen); err != nil {
 		return err
 	}
 	return n.startLines(ctx)
@@ -216,12 +252,19 @@ func listenAddress(at netip.AddrPort) string {
 // acceptIn gives the listeners of a namespace to every loop, and its resolver
 // sockets to the DNS proxy.
 func (n *Node) acceptIn(ns *namespace) error {
+	if err := n.acceptOnLoops(ns); err != nil {
+		return err
+	}
+	return n.serveDNS(ns)
+}
+
+func (n *Node) acceptOnLoops(ns *namespace) error {
 	for _, w := range n.loops {
 		if err := w.listen(ns); err != nil {
 			return err
 		}
 	}
-	return n.serveDNS(ns)
+	return nil
 }
 
 // socketFrom makes sockets of a namespace that are the proxy's own; client, if
@@ -249,68 +292,10 @@ func (n *Node) socketFrom(netns uint64, client netip.AddrPort) l4.SocketFunc {
 	}
 }
 
-// beginDrain takes nothing new. Capture is told first that the proxy goes, so
-// that new connections are refused at once or go direct, as each workload wants
-// it.
-func (n *Node) beginDrain() {
-	if n.draining.Swap(true) {
-		return
-	}
-	if err := n.manager.Stopping(); err != nil {
-		n.log.Debug("notify service manager", "error", err)
-	}
-	if err := n.capture.Retire(); err != nil {
-		n.log.Warn("retire", "error", err)
-	}
-	for _, w := range n.loops {
-		w.drain()
-	}
-	n.tunnels.Leave()
-	n.lines.Leave()
-}
-
-// drain lets open connections finish, for as long as is configured.
-func (n *Node) drain() {
-	n.beginDrain()
-	limit := n.settingsFile().DrainTimeout
-	n.log.Info("draining", "timeout", limit, "connections", len(n.metrics.Connections(nil)))
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	if err := n.tunnels.Drain(ctx); err != nil {
-		n.log.Info("drain timeout is over", "error", err)
-	}
-	if err := n.lines.Drain(ctx); err != nil {
-		n.log.Info("drain timeout is over", "error", err)
-	}
-	n.awaitIdle(ctx)
-}
-
-// awaitIdle waits until no connection is open or ctx ends.
-func (n *Node) awaitIdle(ctx context.Context) {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		open := 0
-		for _, w := range n.loops {
-			open += w.open()
-		}
-		if open == 0 {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			n.log.Warn("closing connections that did not finish", "connections", open)
-			return
-		case <-tick.C:
-		}
-	}
-}
-
 // stop releases what start took, as far as that got.
 func (n *Node) stop() {
-	if n.admin != nil {
-		n.admin.Close()
-	}
+	n.stopAdmin()
+	n.saving.stop()
 	if n.resolver != nil {
 		n.resolver.Close()
 	}
@@ -326,12 +311,18 @@ func (n *Node) stop() {
 	if n.namespaces != nil {
 		n.namespaces.close()
 	}
+	if n.sockets != nil {
+		n.sockets.close()
+	}
 	if n.capture != nil {
 		if err := n.capture.Close(); err != nil {
 			n.log.Warn("close capture", "error", err)
 		}
 	}
 	n.tasks.Wait()
+	if n.upgrades.after != nil {
+		n.upgrades.after.Close()
+	}
 	if n.access != nil {
 		n.access.Close()
 	}

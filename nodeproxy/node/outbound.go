@@ -50,6 +50,9 @@ func (r *router) Route(c *l4.Client) (l4.Route, error) {
 	flow, err := r.node.capture.Flow(c.NetNS, c.Remote, c.Local)
 	if err != nil {
 		if errors.Is(err, sockmap.ErrNoFlow) {
+			if r.node.giveBack(c) {
+				return l4.Route{}, l4.ErrTaken
+			}
 			err = errNoFlow
 		}
 		return r.refuse(telemetry.Record{Client: c.Remote}, err)

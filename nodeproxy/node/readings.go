@@ -17,7 +17,7 @@ import (
 func (n *Node) readings() telemetry.Readings {
 	return telemetry.Readings{
 		Snapshot: n.readSnapshot, Sources: n.readSources, Pool: n.readPools,
-		Loops: n.readLoops, Leaves: n.readLeaves, Capture: n.readCapture,
+		Loops: n.readLoops, Leaves: n.readLeaves, Capture: n.readCapture, Upgrade: n.upgrades.reading,
 	}
 }
 

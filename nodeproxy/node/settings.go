@@ -33,7 +33,7 @@ func (n *Node) settingsFile() *config.Config { return n.conf.Load() }
 
 // reloads is what became of reading the configuration again.
 type reloads struct {
-	ask   chan struct{} // by the admin interface
+	ask   chan bool     // by the admin interface; true for an upgrade
 	apply chan struct{} // for follow: put in force again
 	// applyNow is apply for one who waits until that is done.
 	applyNow chan chan struct{}
@@ -82,9 +82,46 @@ func (n *Node) reload(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-n.options.Reload:
-		case <-n.reloads.ask:
+			n.reloaded(n.options.Load())
+		case <-n.options.Hangup:
+			n.renew(ctx, false)
+		case <-n.options.Upgrade:
+			n.renew(ctx, true)
+		case always := <-n.reloads.ask:
+			n.renew(ctx, always)
 		}
+		if n.relieved() {
+			return
+		}
+	}
+}
+
+// renew gives way to a new executable if there is one, or always. Otherwise it
+// reads the configuration again. The new process reads it too, so that a package
+// upgrade needs no more than a reload; and one that must not change anything, as
+// its configuration is not valid, doesn't.
+func (n *Node) renew(ctx context.Context, always bool) {
+	changed, err := n.upgrades.program.Changed()
+	if err != nil {
+		n.log.Warn("look for a new executable", "error", err)
+	}
+	if !changed && !always {
 		n.reloaded(n.options.Load())
+		return
+	}
+	if err := n.manager.Reloading(); err != nil {
+		n.log.Debug("notify service manager", "error", err)
+	}
+	u, err := n.upgrade(ctx)
+	if err != nil {
+		if err := n.manager.Ready(n.summary()); err != nil {
+			n.log.Debug("notify service manager", "error", err)
+		}
+		err = fmt.Errorf("upgrade: %w", err)
+	}
+	n.reloads.answer(reloaded{Reload: api.Reload{Upgrade: &u}, err: err})
+	if n.relieved() {
+		n.stopAdmin() // which waits until the answer is out
 	}
 }
 
@@ -94,7 +131,7 @@ func (n *Node) reloaded(c *config.Config, err error) {
 		n.log.Debug("notify service manager", "error", err)
 	}
 	defer func() {
-		if err := n.manager.Ready(""); err != nil {
+		if err := n.manager.Ready(n.summary()); err != nil {
 			n.log.Debug("notify service manager", "error", err)
 		}
 	}()
@@ -152,20 +189,32 @@ func (r *reloads) done(outcome reloaded, restart []string) {
 	if outcome.err == nil {
 		r.loadedAt, r.restart = time.Now(), restart
 	}
+	r.tell(outcome)
+}
+
+// answer tells those who wait what has become of something else than a reload.
+func (r *reloads) answer(outcome reloaded) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tell(outcome)
+}
+
+func (r *reloads) tell(outcome reloaded) {
 	for _, w := range r.waiting {
 		w <- outcome
 	}
 	r.waiting = nil
 }
 
-// wait asks for a reload and waits for what becomes of it.
-func (r *reloads) wait(ctx context.Context) (api.Reload, error) {
+// wait asks for a reload, or for an upgrade in any case, and waits for what
+// becomes of it.
+func (r *reloads) wait(ctx context.Context, always bool) (api.Reload, error) {
 	outcome := make(chan reloaded, 1)
 	r.mu.Lock()
 	r.waiting = append(r.waiting, outcome)
 	r.mu.Unlock()
 	select {
-	case r.ask <- struct{}{}:
+	case r.ask <- always:
 	case <-ctx.Done():
 		return api.Reload{}, ctx.Err()
 	}

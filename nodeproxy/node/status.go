@@ -53,9 +53,20 @@ func (n *Node) startAdmin(context.Context) (err error) {
 	}
 	n.admin, err = admin.Start(admin.Options{
 		Socket: c.Socket(), MetricsAddress: address(c.Listeners.Metrics), ReadinessAddress: address(c.Listeners.Readiness),
-		Node: n, Metrics: n.metrics, Level: n.options.Level, Log: n.log,
+		Node: n, Metrics: n.metrics, Level: n.options.Level, Log: n.log, Listen: n.sockets.listen,
 	})
 	return err
+}
+
+// stopAdmin leaves the socket where it is for another process that has it too.
+func (n *Node) stopAdmin() {
+	switch {
+	case n.admin == nil:
+	case n.relieved() || !n.tookOver() || n.returning.Load():
+		n.admin.Leave()
+	default:
+		n.admin.Close()
+	}
 }
 
 // Ready implements admin.Health.
@@ -63,6 +74,8 @@ func (n *Node) Ready() error {
 	switch {
 	case n.draining.Load():
 		return errDraining
+	case n.returning.Load():
+		return errRestarting
 	case !n.ready.Load():
 		return errors.New("capture is not in force yet")
 	}
@@ -83,7 +96,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 			Endpoints: s.EndpointCount(), Policies: len(s.Policies()),
 		},
 		Capture: n.captureStatus(c), Identity: n.identityStatus(c), Listeners: n.listenerStatus(c),
-		Traffic: n.traffic(), Workloads: n.workloadCount(s),
+		Traffic: n.traffic(), Workloads: n.workloadCount(s), Upgrades: n.upgrades.status(),
 	}
 	if c.Node.Address.IsValid() {
 		st.Address = c.Node.Address.String()
@@ -116,7 +129,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 
 func (n *Node) state() api.State {
 	switch {
-	case n.draining.Load():
+	case n.draining.Load(), n.returning.Load():
 		return api.StateDraining
 	case !n.ready.Load():
 		return api.StateStarting
@@ -147,6 +160,9 @@ func (n *Node) problems(st *api.Status) (list []string) {
 	}
 	if st.Config.LastError != "" {
 		add("configuration was not reloaded: %s", st.Config.LastError)
+	}
+	if st.Upgrades.LastError != "" {
+		add("the latest upgrade changed nothing: %s", st.Upgrades.LastError)
 	}
 	if st.Capture.Error != "" {
 		add("capture: %s", st.Capture.Error)
@@ -282,11 +298,25 @@ func (n *Node) SetBypass(ctx context.Context, b api.Bypass) error {
 
 // Reload implements admin.Node.
 func (n *Node) Reload(ctx context.Context) (api.Reload, error) {
-	r, err := n.reloads.wait(ctx)
+	r, err := n.reloads.wait(ctx, false)
 	if err != nil && ctx.Err() == nil {
 		err = &api.Error{Kind: api.KindInvalid, Message: err.Error()}
 	}
 	return r, err
+}
+
+// Upgrade implements admin.Node.
+func (n *Node) Upgrade(ctx context.Context) (api.Upgrade, error) {
+	r, err := n.reloads.wait(ctx, true)
+	switch {
+	case err != nil && ctx.Err() == nil:
+		return api.Upgrade{}, &api.Error{Kind: api.KindConflict, Message: err.Error()}
+	case err != nil:
+		return api.Upgrade{}, err
+	case r.Upgrade == nil: // a reload was under way, and this one came too late for it
+		return api.Upgrade{}, &api.Error{Kind: api.KindConflict, Message: "a reload was under way; try again"}
+	}
+	return *r.Upgrade, nil
 }
 
 // Drain implements admin.Node.

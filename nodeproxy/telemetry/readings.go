@@ -19,6 +19,16 @@ type Readings struct {
 	Loops    func() []LoopReading
 	Leaves   func() []LeafReading
 	Capture  func() (CaptureReading, error)
+	Upgrade  func() UpgradeReading
+}
+
+// UpgradeReading says how this process came to serve.
+type UpgradeReading struct {
+	Generation int
+	At         time.Time // zero: it was the first
+	Failed     int
+	// PredecessorConnections are those that the process before still drains.
+	PredecessorConnections int
 }
 
 // SnapshotReading is the state of discovery's snapshot.
@@ -94,6 +104,10 @@ var (
 	captureFlowsDesc    = desc("capture_flows", "Entries of the flow map.")
 	captureBeatDesc     = desc("capture_heartbeat_age_seconds", "Time since the kernel last saw the data path alive.")
 	captureDestDesc     = desc("capture_destination_connections_total", "Connections that capture saw, by workload and service.", "source", "service")
+	generationDesc      = desc("generation", "How many processes have handed over to one another, this one included.")
+	upgradedDesc        = desc("upgraded_timestamp_seconds", "When this process took over from another one.")
+	upgradesFailedDesc  = desc("upgrades_failed_total", "Upgrades that changed nothing.")
+	predecessorDesc     = desc("predecessor_connections", "Connections that the process before still drains.")
 	captureUpDesc       = desc("capture_up", "1 when capture's counters could be read.")
 )
 
@@ -113,6 +127,20 @@ func (c readingCollector) Collect(ch chan<- prometheus.Metric) {
 	c.collectDiscovery(ch)
 	c.collectProxy(ch)
 	c.collectCapture(ch)
+	c.collectUpgrade(ch)
+}
+
+func (c readingCollector) collectUpgrade(ch chan<- prometheus.Metric) {
+	if c.read.Upgrade == nil {
+		return
+	}
+	u := c.read.Upgrade()
+	ch <- gauge(generationDesc, float64(u.Generation))
+	ch <- counter(upgradesFailedDesc, float64(u.Failed))
+	ch <- gauge(predecessorDesc, float64(u.PredecessorConnections))
+	if !u.At.IsZero() {
+		ch <- gauge(upgradedDesc, float64(u.At.Unix()))
+	}
 }
 
 func (c readingCollector) collectDiscovery(ch chan<- prometheus.Metric) {

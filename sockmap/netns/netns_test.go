@@ -487,3 +487,23 @@ func BenchmarkSocket(b *testing.B) {
 		}
 	})
 }
+
+func TestOfSocket(t *testing.T) {
+	h := fresh(t)
+	sock, err := Socket(h.FD(), unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(sock)
+	got, err := OfSocket(sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Close()
+	if same, err := Same(got.FD(), h.FD()); !same || err != nil || got.Inode() != h.Inode() {
+		t.Errorf("namespace %d, want %d: %v, %v", got.Inode(), h.Inode(), same, err)
+	}
+	if h, err := OfSocket(int(h.FD())); err == nil {
+		t.Errorf("namespace %d of what is no socket", h.Inode())
+	}
+}

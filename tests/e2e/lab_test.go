@@ -78,6 +78,8 @@ type lab struct {
 	*testing.T
 	net   *testnet.Topology
 	nodes map[string]*meshnode.Node
+	// installed are the programs of nodes that have one of their own.
+	installed map[string]string
 	// mesh is the text of the file that all nodes share, a template over
 	// lab itself.
 	mesh     string
@@ -98,7 +100,7 @@ func newLab(t *testing.T, mesh string, hosts ...string) *lab {
 		}
 	})
 	l := &lab{
-		T: t, net: net, nodes: make(map[string]*meshnode.Node), mesh: mesh,
+		T: t, net: net, nodes: make(map[string]*meshnode.Node), installed: make(map[string]string), mesh: mesh,
 		meshFile: filepath.Join(net.Dir(), "mesh.yaml"), caDir: filepath.Join(net.Dir(), "ca"),
 	}
 	if err := meshnode.InitCA(l.caDir); err != nil {
@@ -162,7 +164,11 @@ func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
 	if !o.NoMeshFile {
 		o.MeshFile = l.meshFile
 	}
-	o.Program = append(o.Program, programs.meshproxy)
+	program, ok := l.installed[host]
+	if !ok {
+		program = programs.meshproxy
+	}
+	o.Program = append(o.Program, program)
 	n, err := meshnode.Start(l.ctx(), o)
 	if err != nil {
 		l.Fatal(err)

@@ -86,7 +86,7 @@ func sumOf(p *testnet.Process, from int) (sum workload.Stats) {
 		}
 		sum.Requests += s.Requests
 		sum.Errors += s.Errors
-		sum.P99 = max(sum.P99, s.P99)
+		sum.P99, sum.Max = max(sum.P99, s.P99), max(sum.Max, s.Max)
 		if s.Error != "" {
 			sum.Error = s.Error
 		}

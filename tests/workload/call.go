@@ -143,7 +143,7 @@ func (c *caller) take(d time.Duration) Stats {
 	defer c.mu.Unlock()
 	s := c.window
 	s.Event, s.Target, s.Seconds, s.Peer = EventStats, c.url+c.tcp, d.Seconds(), c.lastPeer
-	s.P50, s.P99 = percentile(c.latency, 50), percentile(c.latency, 99)
+	s.P50, s.P99, s.Max = percentile(c.latency, 50), percentile(c.latency, 99), percentile(c.latency, 100)
 	c.window, c.latency = Stats{}, c.latency[:0]
 	return s
 }

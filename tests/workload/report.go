@@ -116,6 +116,7 @@ type Stats struct {
 	// Microseconds from request to answer.
 	P50 int64 `json:"p50us"`
 	P99 int64 `json:"p99us"`
+	Max int64 `json:"maxus"`
 	// Peer is the latest getpeername(2).
 	Peer string `json:"peer,omitempty"`
 	// Seen is the latest answer: what the server saw.

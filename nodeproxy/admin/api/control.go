@@ -67,6 +67,17 @@ type Reload struct {
 	// RestartNeeded are the keys that changed and take effect after a
 	// restart.
 	RestartNeeded []string `json:"restartNeeded,omitempty"`
+	// Upgrade is set when the node gave way to a new executable, which has
+	// read the configuration instead.
+	Upgrade *Upgrade `json:"upgrade,omitempty"`
+}
+
+// Upgrade says which process serves now.
+type Upgrade struct {
+	PID        int    `json:"pid"`
+	Version    string `json:"version"`
+	Before     string `json:"before"` // the version of the one that drains
+	Generation int    `json:"generation"`
 }
 
 // LogLevel is the level of the node's log.

@@ -41,6 +41,28 @@ type Status struct {
 	Loops     []Loop        `json:"loops,omitempty"`
 	Peers     []Peer        `json:"peers,omitempty"`
 	Workloads WorkloadCount `json:"workloads"`
+	Upgrades  Upgrades      `json:"upgrades"`
+}
+
+// Upgrades says how this process came to serve.
+type Upgrades struct {
+	// Generation counts the processes that have handed over to one another,
+	// from 1.
+	Generation int `json:"generation"`
+	// At is when this one took over; none for the first.
+	At time.Time `json:"at,omitzero"`
+	// Predecessor still drains.
+	Predecessor *Predecessor `json:"predecessor,omitempty"`
+	// LastError is why the latest upgrade changed nothing.
+	LastError string `json:"lastError,omitempty"`
+	Failed    int    `json:"failed,omitempty"`
+}
+
+// Predecessor is the process that handed over to this one.
+type Predecessor struct {
+	PID         int    `json:"pid"`
+	Version     string `json:"version"`
+	Connections int    `json:"connections"`
 }
 
 // ConfigStatus says which configuration is in force.

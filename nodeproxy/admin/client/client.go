@@ -34,8 +34,9 @@ var (
 
 const (
 	dialTimeout = 5 * time.Second
-	// answerTimeout is more than the server's own.
-	answerTimeout = 35 * time.Second
+	// answerTimeout is more than the server's own, and than an upgrade may take
+	// by default.
+	answerTimeout = 60 * time.Second
 	// maxAnswer bounds what is read: 10,000 connections take some 4 MB.
 	maxAnswer = 64 << 20
 	// maxLine bounds one event of a watch.
@@ -108,6 +109,11 @@ func (c *Client) SetBypass(ctx context.Context, b api.Bypass) error {
 // Reload makes the node read its configuration again.
 func (c *Client) Reload(ctx context.Context) (r api.Reload, err error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/reload", nil, &r)
+}
+
+// Upgrade makes the node give way to a new process of its executable.
+func (c *Client) Upgrade(ctx context.Context) (u api.Upgrade, err error) {
+	return u, c.do(ctx, http.MethodPost, "/v1/upgrade", nil, &u)
 }
 
 // Drain makes the node finish what is open and accept nothing new.

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/testnet"
+	"github.com/meshproxy/meshproxy/tests/workload"
+)
+
+// upgradeMesh has servers and clients on both nodes, and one in a container of a.
+const upgradeMesh = `
+authorization: {default: allow}
+nodes: [{name: a, address: 10.77.0.1}, {name: b, address: 10.77.0.2}]
+workloads:
+  - {name: client, node: a, match: [{cgroup: "{{.Cgroup "a" "client"}}"}]}
+  - {name: near, node: a, match: [{cgroup: "{{.Cgroup "a" "near"}}"}], inbound: permissive, inboundLocal: deny}
+  - {name: boxed, node: a, match: [{cgroupPrefix: "{{.Cgroup "a" "box"}}"}]}
+  - {name: caller, node: b, match: [{cgroup: "{{.Cgroup "b" "caller"}}"}]}
+  - {name: far, node: b, match: [{cgroup: "{{.Cgroup "b" "far"}}"}]}
+services:
+  - {name: near, ports: [{port: 80}], endpoints: [{address: 10.77.0.1, port: 8080, node: a, workload: near}]}
+  - {name: far, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8080, node: b, workload: far}]}
+`
+
+// install puts a program where a node of its own runs it from, as a package
+// manager does: by renaming.
+func (l *lab) install(host, program string) (path string) {
+	l.Helper()
+	path = filepath.Join(l.net.Dir(), "bin-"+host)
+	l.installed[host] = path
+	from, err := os.Open(program)
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer from.Close()
+	next, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		l.Fatal(err)
+	}
+	if _, err := io.Copy(next, from); err != nil {
+		l.Fatal(err)
+	}
+	if err := next.Close(); err != nil {
+		l.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		l.Fatal(err)
+	}
+	return path
+}
+
+// upgradeLab runs upgradeMesh; a's program can be replaced.
+func upgradeLab(t *testing.T, program string, o meshnode.Options) *lab {
+	t.Helper()
+	l := newLab(t, upgradeMesh, "a", "b")
+	l.install("a", program)
+	l.startAs("a", o)
+	l.start("b", "")
+	a, b := l.net.Host("a"), l.net.Host("b")
+	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080")
+	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
+	return l
+}
+
+// load is traffic of every kind through node a.
+type load struct {
+	*lab
+	calls map[string]*testnet.Process
+	held  []*testnet.Process
+}
+
+// loaded starts traffic: new connections all the time, connections that are used
+// and connections that are only open; to another node, from it, and within.
+func (l *lab) loaded() *load {
+	l.Helper()
+	a, b := l.net.Host("a"), l.net.Host("b")
+	box, err := a.Container("box")
+	if err != nil {
+		l.Fatal(err)
+	}
+	load := &load{lab: l, calls: map[string]*testnet.Process{}}
+	l.works(box, "boxed", "far:80") // the proxy has come to the namespace
+	for name, c := range map[string]struct {
+		where           place
+		cgroup, address string
+	}{
+		"out":    {a, "client", "far:80"},
+		"in":     {b, "caller", "near:80"},
+		"within": {a, "client", "near:80"},
+		"boxed":  {box, "boxed", "far:80"},
+	} {
+		load.calls["new "+name] = l.call(c.where, c.cgroup, "-tcp", c.address, "-fresh", "-rate", "50", "-workers", "4")
+		load.calls["used "+name] = l.call(c.where, c.cgroup, "-tcp", c.address, "-rate", "50")
+		if name != "boxed" {
+			load.held = append(load.held, l.hold(c.where, c.cgroup, c.address, 10))
+		}
+	}
+	return load
+}
+
+// unharmed wants no call that failed and none that took longer than is allowed,
+// and prints what they took.
+func (l *load) unharmed(since map[string]int, longest time.Duration) {
+	l.Helper()
+	for name, p := range l.calls {
+		s := sumOf(p, since[name])
+		l.Logf("%-12s %5d calls, %d failed, longest %v", name, s.Requests, s.Errors, time.Duration(s.Max)*time.Microsecond)
+		if s.Requests == 0 || s.Errors > 0 {
+			l.Errorf("%s: %d calls succeeded and %d failed, the last one with %q", name, s.Requests, s.Errors, s.Error)
+		}
+		if time.Duration(s.Max)*time.Microsecond > longest {
+			l.Errorf("%s: a call took %v", name, time.Duration(s.Max)*time.Microsecond)
+		}
+	}
+	for _, p := range l.held {
+		if states, errors := held(p); states[workload.HeldAnswered] != 10 {
+			l.Errorf("%s: connections are %v, %v", p.Name(), states, errors)
+		}
+	}
+}
+
+// marks are positions in the output of all calls.
+func (l *load) marks() map[string]int {
+	m := map[string]int{}
+	for name, p := range l.calls {
+		m[name] = mark(p)
+	}
+	return m
+}
+
+// goOn waits until every call has been answered again.
+func (l *load) goOn() {
+	l.Helper()
+	for _, p := range l.calls {
+		l.awaitCall(p, mark(p), "a call that succeeds", succeeded)
+	}
+}
+
+// patientWait is the longest that a call may take while the machine is busy with
+// other things; what it really took is printed.
+const patientWait = 5 * time.Second
+
+// upgraded waits until a process of that generation serves.
+func (l *lab) upgraded(host string, generation int) api.Status {
+	l.Helper()
+	var st api.Status
+	l.eventually(fmt.Sprintf("generation %d serves", generation), func() error {
+		var err error
+		if st, err = l.nodes[host].Admin.Status(l.ctx()); err != nil {
+			return err
+		}
+		if st.Upgrades.Generation != generation || st.State != api.StateReady {
+			return fmt.Errorf("generation %d is %s", st.Upgrades.Generation, st.State)
+		}
+		return nil
+	})
+	return st
+}
+
+// TestUpgrade: under load, a new process takes over, and another one after it
+// while the first still drains.
+func TestUpgrade(t *testing.T) {
+	l := upgradeLab(t, programs.meshproxy, meshnode.Options{Extra: "drainTimeout: 10s\n"})
+	n := l.nodes["a"]
+	load := l.loaded()
+	first := l.upgraded("a", 1)
+	since := load.marks()
+	for generation := 2; generation <= 3; generation++ {
+		l.install("a", programs.meshproxy)
+		out, err := n.Run(l.ctx(), "reload", "--config", n.ConfigPath())
+		if err != nil || !strings.Contains(string(out), "serves") {
+			t.Fatalf("reload: %v: %s", err, out)
+		}
+		st := l.upgraded("a", generation)
+		if st.PID == first.PID || st.Upgrades.Predecessor == nil || st.Upgrades.At.IsZero() {
+			t.Errorf("pid %d, upgrades %+v", st.PID, st.Upgrades)
+		}
+		load.goOn()
+	}
+	load.unharmed(since, patientWait)
+}
