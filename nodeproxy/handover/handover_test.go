@@ -192,6 +192,9 @@ func TestHandOver(t *testing.T) {
 	for range 300 { // more than a message can hold
 		sockets = append(sockets, Socket{"elsewhere", sockets[0].FD})
 	}
+	if err := unix.Kill(s.PID(), 0); s.PID() <= 1 || err != nil {
+		t.Errorf("pid %d: %v", s.PID(), err)
+	}
 	if err := s.Offer(Offer{Generation: 7}, sockets, map[string]int{"note": int(file.Fd())}); err != nil {
 		t.Fatal(err)
 	}

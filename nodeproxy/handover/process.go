@@ -89,11 +89,12 @@ func (p Program) start(theirs *os.File) (*process, error) {
 		}
 		return nil, fmt.Errorf("start %s: %w", p.path, err)
 	}
+	pid := cmd.Process.Pid
 	_ = cmd.Process.Release() // somebody else waits for it
 	if pidfd < 0 {
 		return nil, fmt.Errorf("start %s: the kernel has no pidfd", p.path)
 	}
-	child := &process{pid: cmd.Process.Pid, pidfd: pidfd, gone: make(chan struct{})}
+	child := &process{pid: pid, pidfd: pidfd, gone: make(chan struct{})}
 	go child.watch(pidfd)
 	return child, nil
 }

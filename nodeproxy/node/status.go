@@ -40,6 +40,9 @@ func (l *lastError) get() error {
 }
 
 func (n *Node) startAdmin(context.Context) (err error) {
+	if n.admin != nil {
+		return nil // as a part of taking over
+	}
 	c := n.settingsFile()
 	address := func(a interface {
 		IsValid() bool

@@ -102,7 +102,11 @@ func (n *Node) accept(ctx context.Context) error {
 		return err
 	}
 	n.applyCapture(ctx)
-	return n.applyError.get()
+	if err := n.applyError.get(); err != nil {
+		return err
+	}
+	// Nothing may fail once the process before has given way.
+	return n.startAdmin(ctx)
 }
 
 // leafPatience bounds how long the process before has to wait for leaves. A leaf
