@@ -100,13 +100,17 @@ func plainly(address string, err error) error {
 		if strings.Contains(body, "No cluster leader") {
 			return errNoLeader
 		}
-		return fmt.Errorf("Consul agent %s: %d: %s", address, status.Code, body) //nolint:staticcheck // a name
+		//lint:ignore ST1005 Consul is a name.
+		return fmt.Errorf("Consul agent %s: %d: %s", address, status.Code, body)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("Consul agent %s does not answer", address) //nolint:staticcheck // a name
+		//lint:ignore ST1005 Consul is a name.
+		return fmt.Errorf("Consul agent %s does not answer", address)
 	case errors.As(err, &errno):
-		return fmt.Errorf("Consul agent %s cannot be reached: %w", address, errno) //nolint:staticcheck // a name
+		//lint:ignore ST1005 Consul is a name.
+		return fmt.Errorf("Consul agent %s cannot be reached: %w", address, errno)
 	}
-	return fmt.Errorf("Consul agent %s: %w", address, err) //nolint:staticcheck // a name
+	//lint:ignore ST1005 Consul is a name.
+	return fmt.Errorf("Consul agent %s: %w", address, err)
 }
 
 // particular reports whether an error is about what was asked for, such as a
