@@ -27,7 +27,7 @@ func (a *acceptor) Accept(via tunnel.Tunnel, s *h2.Stream, r *h2.Request) h2.Sin
 	req := Request{Request: r, Peer: via.Peer()}
 	route, err := a.gate.Admit(&req)
 	if err == nil {
-		if err = route.Limit.enter(); err != nil {
+		if err = a.set.enter(route.Limit); err != nil {
 			route.Session.Closed(reason.Of(err), err.Error())
 		}
 	}

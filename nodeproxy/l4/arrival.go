@@ -29,7 +29,7 @@ type lineAcceptor struct {
 func (a *lineAcceptor) AcceptLine(l *tunnel.Line) {
 	route, err := a.gate.AdmitLine(l.Peer())
 	if err == nil {
-		if err = route.Limit.enter(); err != nil {
+		if err = a.set.enter(route.Limit); err != nil {
 			route.Session.Closed(reason.Of(err), err.Error())
 		}
 	}

@@ -75,7 +75,7 @@ func (o *opening) routed(r Route, err error) {
 		r.Session.Closed(reason.Reset, errClientGone.Error())
 	case err == nil:
 		if err = o.set.room.allow(o.reg.FD()); err == nil {
-			err = r.Limit.enter()
+			err = o.set.enter(r.Limit)
 		}
 		if err != nil {
 			r.Session.Closed(reason.Of(err), err.Error())

@@ -44,6 +44,9 @@ type Options struct {
 	IdleTimeout time.Duration
 	// Lines opens TLS connections for one stream each; nil when there are none.
 	Lines *tunnel.Lines
+	// Admit, if not nil, is asked whether the node has the means for one more
+	// connection; its error refuses it.
+	Admit func() error
 	// Refused, if not nil, is called on the loop for each connection or stream
 	// that a Router or Gate, or a limit, refused. r is nil for connections, c for
 	// streams; r has no more than the peer for lines.
@@ -114,6 +117,16 @@ func (s *Relays) Listen(fd int, netns uint64, r Router) (*loop.Listener, error) 
 
 // Gated makes the Acceptor that relays the streams that g admits.
 func (s *Relays) Gated(g Gate) tunnel.Acceptor { return &acceptor{set: s, gate: g} }
+
+// enter takes the place of a connection within the node's means and l.
+func (s *Relays) enter(l *Limit) error {
+	if admit := s.options.Admit; admit != nil {
+		if err := admit(); err != nil {
+			return err
+		}
+	}
+	return l.enter()
+}
 
 // Open is the number of connections, those that are still being opened
 // included.

@@ -49,7 +49,7 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 		return err
 	}
 	n.views = newViews(func() config.DefaultIdentity { return n.settingsFile().Identity.Default })
-	n.views.current.Store(n.views.derive(n.merger.Store().Load(), c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload))
+	n.views.current.Store(n.views.derive(n.merger.Store().Load(), c.Defaults.MaxConnectionsPerWorkload, n.pressure.bufferLimit()))
 	return nil
 }
 

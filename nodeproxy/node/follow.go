@@ -83,6 +83,8 @@ func (n *Node) follow(ctx context.Context) error {
 	})
 	n.tasks.Go(func() { n.reload(ctx) })
 	n.tasks.Go(func() { n.feedWatchdog(ctx) })
+	n.tasks.Go(func() { n.reportStanding(ctx) })
+	n.tasks.Go(func() { n.pressure.watch(ctx) })
 	return nil
 }
 
@@ -126,7 +128,7 @@ func (n *Node) putInForce(ctx context.Context) {
 // decideBy makes a snapshot the one by which the data path decides.
 func (n *Node) decideBy(s *mesh.Snapshot) {
 	c := n.settingsFile()
-	next := n.views.derive(s, c.Defaults.MaxConnectionsPerWorkload, bufferedPerWorkload)
+	next := n.views.derive(s, c.Defaults.MaxConnectionsPerWorkload, n.pressure.bufferLimit())
 	n.keepLeaves(next)
 	n.views.current.Store(next)
 	n.balancer.Update(s)

@@ -82,6 +82,7 @@ type Node struct {
 	loops      []*worker
 	sockets    *sockets
 	namespaces *namespaces
+	pressure   *pressure
 	tunnels    *tunnel.Server
 	tunnelsAt  *net.TCPListener
 	lines      *lineServer
@@ -136,6 +137,7 @@ func (n *Node) start(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"from the process before", n.inherit},
+		{"memory limit", n.startPressure},
 		{"telemetry", n.startTelemetry},
 		{"identity", n.startIdentity},
 		{"discovery", n.startDiscovery},

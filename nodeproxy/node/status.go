@@ -147,6 +147,9 @@ func (n *Node) problems(st *api.Status) (list []string) {
 	if err := n.applyError.get(); err != nil {
 		add("the kernel has not taken the snapshot: %v", err)
 	}
+	if err := n.pressure.shortage(); err != nil {
+		add("%v", err)
+	}
 	if err := n.namespaces.lastProblem(); err != nil {
 		add("%v", err)
 	}
