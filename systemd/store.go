@@ -5,7 +5,6 @@ package systemd
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -51,12 +50,14 @@ func notifyWith(state string, fds []int) error {
 	if path == "" {
 		return nil
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	// Package net sends no descriptors on a connected datagram socket.
+	sock, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
-	defer conn.Close()
-	if _, _, err := conn.WriteMsgUnix([]byte(state), unix.UnixRights(fds...), nil); err != nil {
+	defer unix.Close(sock)
+	to := &unix.SockaddrUnix{Name: path} // a leading @ is an abstract name's
+	if err := unix.Sendmsg(sock, []byte(state), unix.UnixRights(fds...), to, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
 	return nil

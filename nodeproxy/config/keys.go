@@ -351,7 +351,7 @@ var table = []key{
 		func(c *Config) value { return duration(&c.DrainTimeout, 0, day) },
 	},
 	{
-		"upgradeTimeout", "30s", "How long a new process may take until it can take over; then this one goes on.", false,
+		"upgradeTimeout", "20s", "How long a new process may take until it can take over; then this one goes on.", false,
 		func(c *Config) value { return duration(&c.UpgradeTimeout, time.Second, time.Hour) },
 	},
 }

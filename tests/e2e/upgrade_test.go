@@ -189,3 +189,89 @@ func TestUpgrade(t *testing.T) {
 	}
 	load.unharmed(since, patientWait)
 }
+
+// TestUpgradeFails: a new process that cannot take over changes nothing, and the
+// one that was there says why.
+func TestUpgradeFails(t *testing.T) {
+	l := upgradeLab(t, programs.meshproxy, meshnode.Options{Extra: "upgradeTimeout: 2s\n"})
+	n := l.nodes["a"]
+	load := l.loaded()
+	before := l.upgraded("a", 1)
+	since := load.marks()
+	for _, tc := range []struct{ name, program, says string }{
+		{"ends", "#!/bin/sh\nexit 7\n", "gone"},
+		{"hangs", "#!/bin/sh\nexec sleep 60\n", "not ready in time"},
+		{"no program", "\x00", "exec format error"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := l.in(t)
+			text := filepath.Join(l.net.Dir(), "program")
+			if err := os.WriteFile(text, []byte(tc.program), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			l.install("a", text)
+			out, err := l.net.Host("a").Run(l.ctx(), testnet.Command{
+				Name: "reload", Path: programs.meshproxy, Args: []string{"reload", "--config", n.ConfigPath()},
+			})
+			if err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("reload says %v: %s", err, out)
+			}
+			st := l.status("a")
+			if st.PID != before.PID || !strings.Contains(st.Upgrades.LastError, tc.says) {
+				t.Errorf("pid %d, was %d, upgrades %+v", st.PID, before.PID, st.Upgrades)
+			}
+			l.reports("a", "upgrade", tc.says)
+		})
+	}
+	t.Run("configuration", func(t *testing.T) {
+		l := l.in(t)
+		good, err := os.ReadFile(n.ConfigPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(n.ConfigPath(), append(good, "colour: blue\n"...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.install("a", programs.meshproxy)
+		if _, err := n.Admin.Upgrade(l.ctx()); err == nil || !strings.Contains(err.Error(), "colour") {
+			t.Errorf("upgrade says %v", err)
+		}
+		if err := os.WriteFile(n.ConfigPath(), good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	load.goOn()
+	load.unharmed(since, patientWait)
+	u, err := n.Admin.Upgrade(l.ctx())
+	if err != nil || u.Generation != 2 || u.PID == before.PID {
+		t.Fatalf("upgrade: %+v, %v", u, err)
+	}
+	if st := l.upgraded("a", 2); st.Upgrades.LastError != "" {
+		t.Errorf("upgrades %+v", st.Upgrades)
+	}
+	load.goOn()
+	load.unharmed(since, patientWait)
+}
+
+// TestUpgradeToAnotherLayout: to a program whose structures in the kernel are
+// others, and back.
+func TestUpgradeToAnotherLayout(t *testing.T) {
+	other := buildOtherLayout(t)
+	l := upgradeLab(t, programs.meshproxy, meshnode.Options{Extra: "drainTimeout: 10s\n"})
+	load := l.loaded()
+	l.upgraded("a", 1)
+	since := load.marks()
+	for i, program := range []string{other, programs.meshproxy} {
+		l.install("a", program)
+		if _, err := l.nodes["a"].Admin.Reload(l.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		l.upgraded("a", i+2)
+		load.goOn()
+		pins, err := filepath.Glob(filepath.Join(l.net.Host("a").BPFFS(), "meshproxy", "*", "*"))
+		if err != nil || len(pins) != 1 || filepath.Base(pins[0]) != []string{"v99", "v1"}[i] {
+			t.Errorf("pinned are %v, %v", pins, err)
+		}
+	}
+	load.unharmed(since, patientWait)
+}

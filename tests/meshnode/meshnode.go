@@ -64,6 +64,8 @@ type Options struct {
 	Extra string
 	// Env is added to the process's environment.
 	Env []string
+	// Files become descriptors 3 and following of the node's process.
+	Files []*os.File
 	// UID is the user that the node runs as, with Capabilities only; zero is
 	// root, who has all.
 	UID          uint32
@@ -200,7 +202,9 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{config: config, socket: filepath.Join(o.Host.Dir(), "run", "admin.sock"), opts: o}
-	n.Process, err = o.Host.Start(n.command("meshproxy", "run", "--config", config))
+	run := n.command("meshproxy", "run", "--config", config)
+	run.ExtraFiles = o.Files
+	n.Process, err = o.Host.Start(run)
 	if err != nil {
 		return nil, err
 	}

@@ -83,10 +83,11 @@ const wrapper = `LISTEN_PID=$$ exec "$@"`
 
 // Command returns what to start the service with: arguments that come before
 // those of the program, variables, and files that become descriptors 3 and
-// following.
+// following. The process that speaks first then is the main one.
 func (s *Supervisor) Command() (before, env []string, files []*os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.main = 0
 	var names []string
 	for _, d := range s.stored {
 		names, files = append(names, d.name), append(files, d.file)
@@ -96,13 +97,6 @@ func (s *Supervisor) Command() (before, env []string, files []*os.File) {
 		"LISTEN_FDS=" + strconv.Itoa(len(files)), "LISTEN_FDNAMES=" + strings.Join(names, ":"),
 	}
 	return []string{"/bin/sh", "-c", wrapper, "sh"}, env, files
-}
-
-// Watch takes pid for the main process.
-func (s *Supervisor) Watch(pid int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.main = pid
 }
 
 // Main is the main process, as the service has it.
@@ -198,6 +192,9 @@ func parse(control []byte) (pid int, files []*os.File) {
 func (s *Supervisor) handle(pid int, text string, files []*os.File) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.main == 0 {
+		s.main = pid
+	}
 	if pid != s.main {
 		s.ignored = append(s.ignored, fmt.Sprintf("%d: %s", pid, text))
 		return false

@@ -58,9 +58,6 @@ func TestStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check(n.Ready("not the main process"))
-	await(t, func() bool { return len(s.Ignored()) == 1 })
-	s.Watch(os.Getpid())
 	check(n.Store("a", int(one.Fd()), int(two.Fd())))
 	check(n.Store("b", int(one.Fd())))
 	check(n.Ready("all is stored"))
@@ -81,6 +78,8 @@ func TestStore(t *testing.T) {
 	check(n.Discard("a"))
 	check(n.MainPID(1))
 	await(t, func() bool { return s.Main() == 1 })
+	check(n.Ready("not the main process any more"))
+	await(t, func() bool { return len(s.Ignored()) == 1 })
 	if got := s.Stored(); len(got) != 0 {
 		t.Errorf("stored %v", got)
 	}
