@@ -21,8 +21,9 @@ import (
 type kernelState struct {
 	maps map[string]*ebpf.Map
 	dir  string
-	// adopted says that the maps are those of an earlier process.
-	adopted bool
+	// adopted says that the state is that of an earlier process; apart, that
+	// some of the maps are not, for their layout or size.
+	adopted, apart bool
 	// pending is what is loaded and not attached yet; nil once it is.
 	pending *pending
 }
@@ -83,7 +84,9 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 		if name == scratchMap || name == constantsMap {
 			continue
 		}
-		l.same = l.same && l.pinned[name] // or programs must be moved to it
+		if !l.pinned[name] {
+			l.same, k.apart = false, true // programs must be moved to it
+		}
 		if k.maps[name], err = m.Clone(); err != nil {
 			k.close()
 			return nil, fmt.Errorf("keep map %s: %w", name, err)

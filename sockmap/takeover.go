@@ -32,12 +32,12 @@ import (
 // to follow. It stays the Capture's.
 func (c *Capture) Lock() int { return int(c.place.lock.Fd()) }
 
-// Apart reports whether the state that is to be taken over is not shared with
-// the process before: the layouts differ.
+// Apart reports whether the state is not shared with the process before: the
+// layouts differ, or the size of a map.
 func (c *Capture) Apart() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.kernel.adopted
+	return c.kernel.apart
 }
 
 // Prepare fills the maps if no other process uses them, so that less is left to

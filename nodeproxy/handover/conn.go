@@ -93,7 +93,11 @@ func (c conn) send(m message, fds ...int) error {
 	if err := c.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return fmt.Errorf("send %s: %w", m.Kind, err)
 	}
-	if _, _, err := c.WriteMsgUnix(text, rights, nil); err != nil {
+	_, _, err = c.WriteMsgUnix(text, rights, nil)
+	if errors.Is(err, unix.EPIPE) {
+		err = ErrGone
+	}
+	if err != nil {
 		return fmt.Errorf("send %s: %w", m.Kind, err)
 	}
 	return nil

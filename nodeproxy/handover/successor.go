@@ -41,7 +41,7 @@ type Serving struct {
 var (
 	// ErrGone means that the other process has ended, or closed the
 	// connection.
-	ErrGone = errors.New("the other process is gone")
+	ErrGone = errors.New("the other process has gone")
 	// ErrTimeout means that it took too long.
 	ErrTimeout = errors.New("the new process was not ready in time")
 )

@@ -55,8 +55,7 @@ func (n *Node) follow(ctx context.Context) error {
 	n.saving.start(n)
 	n.tasks.Go(func() {
 		if n.upgrades.before == nil {
-			n.awaitFirstWord(ctx)
-			n.putInForce(ctx)
+			n.begin(ctx)
 		}
 		tick := time.NewTicker(resync)
 		defer tick.Stop()
@@ -86,6 +85,21 @@ func (n *Node) follow(ctx context.Context) error {
 	n.tasks.Go(func() { n.reportStanding(ctx) })
 	n.tasks.Go(func() { n.pressure.watch(ctx) })
 	return nil
+}
+
+// begin puts the first snapshot in force and accepts what has waited for it.
+func (n *Node) begin(ctx context.Context) {
+	n.awaitFirstWord(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if s := n.merger.Store().Load(); anyReady(s) {
+		n.decideBy(s)
+	}
+	if err := n.acceptAll(); err != nil {
+		n.log.Error("accept connections", "error", err)
+	}
+	n.putInForce(ctx)
 }
 
 // firstWord is how long a node that has a snapshot from disk waits for its

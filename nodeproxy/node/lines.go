@@ -39,6 +39,8 @@ type lineServer struct {
 	*tunnel.Server
 	node *Node
 	at   netip.AddrPort // of the common port; invalid when it is off
+	// common is the listener on it until accept.
+	common *net.TCPListener
 
 	mu      sync.Mutex
 	configs map[uint16]*tls.Config // by port
@@ -64,27 +66,48 @@ func (n *Node) startLines(ctx context.Context) error {
 	if !s.at.IsValid() {
 		return nil
 	}
-	_, err := s.listen(ctx, nodeScope, s.at)
+	var err error
+	s.common, err = s.bind(ctx, nodeScope, s.at)
 	return err
 }
 
-// listen begins to take lines at an address, and returns what ends it.
-func (s *lineServer) listen(ctx context.Context, scope string, at netip.AddrPort) (stop func(), err error) {
+// accept begins to take lines on the common port.
+func (s *lineServer) accept() error {
+	if s.common == nil {
+		return nil
+	}
+	_, err := s.serve(s.common)
+	return err
+}
+
+// bind opens the listener on a port.
+func (s *lineServer) bind(ctx context.Context, scope string, at netip.AddrPort) (*net.TCPListener, error) {
 	config := identity.ServerConfig(s.node.provider, lineNames{s.node.views, at.Port()}, lineTLS)
 	explainVerification(config)
 	s.mu.Lock()
 	s.configs[at.Port()] = config
 	s.mu.Unlock()
-	ln, err := s.node.sockets.listenTCP(ctx, scope, listenAddress(at), s.node.capture.Control)
-	if err != nil {
-		return nil, err
-	}
+	return s.node.sockets.listenTCP(ctx, scope, listenAddress(at), s.node.capture.Control)
+}
+
+// serve takes lines from a listener, which it takes over, and returns what ends
+// it.
+func (s *lineServer) serve(ln *net.TCPListener) (stop func(), err error) {
 	defer ln.Close() // the server has a descriptor of its own
 	err = withFD(ln, func(fd int) (err error) {
 		stop, err = s.ListenUntil(fd)
 		return err
 	})
 	return stop, err
+}
+
+// listen begins to take lines at an address, and returns what ends it.
+func (s *lineServer) listen(ctx context.Context, scope string, at netip.AddrPort) (stop func(), err error) {
+	ln, err := s.bind(ctx, scope, at)
+	if err != nil {
+		return nil, err
+	}
+	return s.serve(ln)
 }
 
 // configFor implements tls.Config.GetConfigForClient: whom a client without SNI

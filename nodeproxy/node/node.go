@@ -214,11 +214,11 @@ func portsOf(c *config.Config) sockmap.Ports {
 }
 
 // startListeners opens the namespaces that are known already, the node's own
-// first, and the tunnels' listener.
+// first, and what takes tunnels and lines. Nothing is accepted yet: connections
+// may be waiting, since before this process, and there is no snapshot to decide
+// by.
 func (n *Node) startListeners(ctx context.Context) (err error) {
-	if n.upgrades.before != nil {
-		n.namespaces.hold()
-	}
+	n.namespaces.hold()
 	if err := n.namespaces.openOwn(ctx); err != nil {
 		return err
 	}
@@ -228,19 +228,19 @@ func (n *Node) startListeners(ctx context.Context) (err error) {
 	if n.tunnelsAt, err = n.sockets.listenTCP(ctx, nodeScope, at, n.capture.Control); err != nil {
 		return err
 	}
-	if n.upgrades.before != nil {
-		return nil
-	}
-	return n.acceptTunnels(ctx)
+	return n.startLines(ctx)
 }
 
-// acceptTunnels begins to take tunnels and lines of other nodes.
-func (n *Node) acceptTunnels(ctx context.Context) error {
+// acceptAll begins to accept.
+func (n *Node) acceptAll() error {
+	if err := n.namespaces.release(); err != nil {
+		return err
+	}
 	defer n.tunnelsAt.Close() // the server has a descriptor of its own
 	if err := withFD(n.tunnelsAt, n.tunnels.Listen); err != nil {
 		return err
 	}
-	return n.startLines(ctx)
+	return n.lines.accept()
 }
 
 // listenAddress: an unspecified IPv4 address means both families.

@@ -95,10 +95,7 @@ func (n *Node) accept(ctx context.Context) error {
 	if err := n.capture.TakeOver(); err != nil {
 		return err
 	}
-	if err := n.namespaces.release(); err != nil {
-		return err
-	}
-	if err := n.acceptTunnels(ctx); err != nil {
+	if err := n.acceptAll(); err != nil {
 		return err
 	}
 	n.applyCapture(ctx)

@@ -46,9 +46,9 @@ func TestRestartUnderSupervisor(t *testing.T) {
 	l, s := superviseLab(t, extra)
 	a, b := l.net.Host("a"), l.net.Host("b")
 	load := &load{lab: l, calls: map[string]*testnet.Process{
-		"new out":    l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-workers", "4"),
-		"new in":     l.call(b, "caller", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4"),
-		"new within": l.call(a, "client", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4"),
+		"new out":    l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"),
+		"new in":     l.call(b, "caller", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"),
+		"new within": l.call(a, "client", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"),
 	}}
 	used := l.call(a, "client", "-tcp", "far:80", "-rate", "30", "-count", "60")
 	since := load.marks()
