@@ -70,6 +70,9 @@ func inheritPlace(bpffs, instance string, lock *os.File) (*place, error) {
 	}
 	dir := filepath.Join(bpffs, "meshproxy", instance)
 	want, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", dir, ErrElsewhere)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look for state directory: %w", err)
 	}
