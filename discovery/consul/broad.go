@@ -48,8 +48,9 @@ const (
 	// it has no blocking query for. It is also how an agent that hangs is
 	// noticed. A change of the catalog has them asked for at once.
 	pollInterval = 5 * time.Second
-	// awaitInterval is the same while a service here has nobody listening.
-	awaitInterval = time.Second
+	// awaitInterval is the same while a service here has nobody listening, for
+	// awaitTime: it is about to start, or it is stopped.
+	awaitInterval, awaitTime = time.Second, time.Minute
 	// selfInterval is how often the agent is asked about itself.
 	selfInterval = time.Minute
 )
@@ -128,7 +129,7 @@ func (r *run) pollOnce(ctx context.Context) time.Duration {
 		r.worked(queryServices)
 		r.takeLocal(all, listeners)
 		next := pollInterval
-		if r.services.waiting {
+		if r.services.waiting && time.Since(r.services.indexed) < awaitTime {
 			next = awaitInterval
 		}
 		interval <- next

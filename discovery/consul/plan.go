@@ -27,6 +27,7 @@ type localIndex struct {
 	// waiting: a service here has nobody listening whom it could be matched
 	// to.
 	waiting bool
+	indexed time.Time
 }
 
 // configured returns what configuration says about a service here.
@@ -41,7 +42,7 @@ func (r *run) configured(n mesh.Name) *Service {
 
 func (r *run) indexLocal(ctx context.Context) {
 	s := &r.services
-	s.stale = false
+	s.stale, s.indexed = false, time.Now()
 	address := r.self.Address
 	if !address.IsValid() {
 		address, _ = netip.ParseAddr(r.addressOfAgent)

@@ -21,7 +21,6 @@ import (
 func newConsulServices(t *testing.T) *consulLab {
 	t.Helper()
 	l := newConsulLab(t)
-	l.meshFile = "" // there is nothing but Consul
 	to := func(service string) *consulapi.AgentServiceConnect {
 		return &consulapi.AgentServiceConnect{SidecarService: &consulapi.AgentServiceRegistration{
 			Proxy: &consulapi.AgentServiceConnectProxyConfig{Upstreams: []consulapi.Upstream{upstream(service, 9191)}},
@@ -53,7 +52,7 @@ func (l *consulLab) startServicesOn(host string) *meshnode.Node {
 		"b": "{enabled: true}",
 	}
 	return l.startAs(host, meshnode.Options{
-		Identity: "identity: {provider: consul}", NoTrustDomain: true,
+		Identity: "identity: {provider: consul}", NoTrustDomain: true, NoMeshFile: true,
 		Extra: fmt.Sprintf("consul: {address: %q}\nsources: {consul: %s}\n", l.agents[host].HTTPAddr, source[host]),
 	})
 }
@@ -142,5 +141,54 @@ func TestConsulServices(t *testing.T) {
 			}
 			return nil
 		})
+	})
+}
+
+// TestConsulAway: Consul is gone, a node is restarted meanwhile, and what it
+// knew is in force all the while; it says so, and catches up.
+func TestConsulAway(t *testing.T) {
+	t.Parallel()
+	l := newConsulServices(t)
+	l.startServices()
+	a := l.net.Host("a")
+	l.reaches(a, "client", "127.0.0.1:9191", "far")
+	calls := l.call(a, "client", "-tcp", "127.0.0.1:9191")
+	for _, host := range []string{"a", "b"} { // the server, on b, last
+		must(t, l.agents[host].Stop())
+	}
+	l.eventually("the node to say so", func() error {
+		s, err := l.nodes["a"].Admin.Status(l.ctx())
+		if err != nil {
+			return err
+		}
+		for _, src := range s.Sources {
+			if src.Name == "consul" && src.Stale && strings.Contains(src.Error, "cannot be reached") && !src.Since.IsZero() {
+				return nil
+			}
+		}
+		return fmt.Errorf("sources %+v", s.Sources)
+	})
+	from := mark(calls)
+	l.awaitCall(calls, from, "calls that go on", succeeded)
+	if n := sumOf(calls, from); n.Errors != 0 {
+		t.Errorf("%d calls failed while Consul was away", n.Errors)
+	}
+
+	must(t, calls.Stop(l.ctx())) // its connection would be drained for long
+	must(t, l.nodes["a"].Stop(l.ctx()))
+	l.startServicesOn("a")
+	if e := l.endpoints("a", "far")["10.77.0.2:8080"]; e.Health != api.HealthHealthy {
+		t.Errorf("after a restart without Consul far is at %+v", l.endpoints("a", "far"))
+	}
+	for _, host := range []string{"b", "a"} {
+		must(t, l.agents[host].Restart(l.longer(2*patience)))
+	}
+	l.reaches(a, "client", "127.0.0.1:9191", "far")
+	l.agents["b"].Deregister(t, "near")
+	l.eventually("a change after it", func() error {
+		if e := l.endpoints("a", "near"); len(e) != 0 {
+			return fmt.Errorf("endpoints %+v", e)
+		}
+		return nil
 	})
 }
