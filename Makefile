@@ -10,7 +10,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/meshproxy/meshproxy/nodeproxy/cli.Version=$(VERSION)
 BIN      := bin/meshproxy
 
-.PHONY: help build demo test unit race e2e fuzz lint generate check-generated bench bench-quick install uninstall packages clean deps
+.PHONY: help build demo test unit race e2e fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,6 +55,9 @@ check-generated: ## fails when committed objects differ from their sources
 bench: build ## compares with the alternatives in one run (root); BENCHFLAGS=-quick
 	tests/deps.sh bench
 	$(GO) run ./tests/bench $(BENCHFLAGS)
+
+bench-consul: build ## a node among 1,000 services of a real Consul (root)
+	$(GO) run ./tests/consulbench $(BENCHFLAGS)
 
 # Where things go; the conventional places of Debian and Fedora.
 MAN   = $(DESTDIR)$(PREFIX)/share/man

@@ -177,7 +177,7 @@ func (r *run) askIntentions(names []mesh.Name, by api.IntentionMatchType) asker[
 	readable := names
 	unreadable := make(map[mesh.Name]bool)
 	return func(ctx context.Context, index uint64, wait time.Duration) (matches, *api.QueryMeta, error) {
-		m, meta, err := r.match1(ctx, readable, by, index, wait)
+		m, meta, err := r.askMatches(ctx, readable, by, index, wait)
 		if err == nil || !refused(err) || len(names) == 0 {
 			m.unreadable = unreadable
 			return m, meta, err
@@ -186,7 +186,7 @@ func (r *run) askIntentions(names []mesh.Name, by api.IntentionMatchType) asker[
 		clear(unreadable)
 		var denial error
 		for _, n := range names {
-			_, _, err := r.match1(ctx, []mesh.Name{n}, by, 0, 0)
+			_, _, err := r.askMatches(ctx, []mesh.Name{n}, by, 0, 0)
 			switch {
 			case err == nil:
 				readable = append(readable, n)
@@ -205,13 +205,13 @@ func (r *run) askIntentions(names []mesh.Name, by api.IntentionMatchType) asker[
 		if len(readable) == 0 {
 			return matches{}, nil, denial
 		}
-		m, meta, err = r.match1(ctx, readable, by, 0, 0)
+		m, meta, err = r.askMatches(ctx, readable, by, 0, 0)
 		m.unreadable = unreadable
 		return m, meta, err
 	}
 }
 
-func (r *run) match1(ctx context.Context, names []mesh.Name, by api.IntentionMatchType, index uint64, wait time.Duration) (matches, *api.QueryMeta, error) {
+func (r *run) askMatches(ctx context.Context, names []mesh.Name, by api.IntentionMatchType, index uint64, wait time.Duration) (matches, *api.QueryMeta, error) {
 	texts := make([]string, len(names))
 	for i, n := range names {
 		texts[i] = n.Name
