@@ -189,6 +189,7 @@ func (n *Node) becomeReady(s *mesh.Snapshot) {
 		n.log.Error("write heartbeat", "error", err)
 	}
 	n.storeAll()
+	n.storeLeaves()
 	text := n.summary()
 	n.log.Info("ready", "node", n.name, "workloads", len(s.Workloads()), "services", len(s.Services()), "took", time.Since(n.started).Round(time.Millisecond))
 	if err := n.manager.Ready(text); err != nil {

@@ -29,6 +29,7 @@ func (n *Node) startIdentity(ctx context.Context) (err error) {
 	if n.provider, err = openProvider(n.settingsFile(), n); err != nil {
 		return err
 	}
+	n.followLeaves(ctx)
 	n.tasks.Go(func() {
 		if err := n.provider.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
 			n.log.Error("identity provider ended", "error", err)

@@ -69,6 +69,7 @@ type Node struct {
 	metrics    *telemetry.Metrics
 	access     *telemetry.AccessLog
 	provider   provider
+	leaves     keptLeaves
 	cache      *diskcache.Cache
 	saving     saving
 	static     *static.Source
@@ -322,6 +323,7 @@ func (n *Node) stop() {
 		}
 	}
 	n.tasks.Wait()
+	n.leaves.close()
 	if n.upgrades.after != nil {
 		n.upgrades.after.Close()
 	}

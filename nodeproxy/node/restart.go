@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"os"
 	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/handover"
@@ -32,9 +33,15 @@ func (n *Node) inheritStored() error {
 		return nil
 	}
 	var list []handover.Socket
+	var leaves []*os.File
 	for _, d := range stored {
+		if d.Name == leavesName {
+			leaves = append(leaves, os.NewFile(uintptr(d.FD), d.Name))
+			continue
+		}
 		list = append(list, handover.Socket{Scope: d.Name, FD: d.FD})
 	}
+	n.leaves.inheritLeaves(leaves)
 	if n.sockets.inherited, err = handover.NewSockets(list); err != nil {
 		n.log.Warn("take up what was stored", "error", err)
 	}

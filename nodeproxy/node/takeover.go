@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"os"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ func (n *Node) inherit(ctx context.Context) error {
 	}
 	n.upgrades.offer, n.upgrades.generation = offer, offer.Generation+1
 	n.sockets.inherited = offer.Sockets
+	n.leaves.inheritLeaves([]*os.File{offer.Files[leavesNames[0]], offer.Files[leavesNames[1]]})
 	for _, name := range offer.Bypassed {
 		n.bypassed.set(parseName(name), true)
 	}

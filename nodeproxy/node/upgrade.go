@@ -130,6 +130,7 @@ func (n *Node) offerAll(next *handover.Successor) error {
 		PID: os.Getpid(), Version: n.options.Version, Generation: n.upgrades.generation, Started: n.started, Bypassed: bypassed,
 	}
 	files := map[string]int{lockFile: n.capture.Lock()}
+	n.leaves.offer(files)
 	return n.sockets.all(func(list []handover.Socket) error { return next.Offer(offer, list, files) })
 }
 
