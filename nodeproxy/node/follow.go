@@ -166,6 +166,11 @@ func (n *Node) applyCapture(ctx context.Context) {
 	}
 	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
 	n.lines.follow(ctx, s.Workloads())
+	if !n.ready.Load() {
+		// Before anything is captured: an application that dials meanwhile would
+		// be refused because the proxy seems to be away.
+		n.heartbeat()
+	}
 	err := n.capture.Apply(captureState(s, n.namespaces.cookieOf, n.bypassed.all()))
 	if errors.Is(err, sockmap.ErrYielded) {
 		return // to a process that may yet give it back
@@ -180,14 +185,18 @@ func (n *Node) applyCapture(ctx context.Context) {
 	}
 }
 
+func (n *Node) heartbeat() {
+	if err := n.capture.Heartbeat(); err != nil {
+		n.log.Error("write heartbeat", "error", err)
+	}
+}
+
 // becomeReady: capture is in force.
 func (n *Node) becomeReady(s *mesh.Snapshot) {
 	if n.ready.Swap(true) {
 		return
 	}
-	if err := n.capture.Heartbeat(); err != nil {
-		n.log.Error("write heartbeat", "error", err)
-	}
+	n.heartbeat()
 	n.storeAll()
 	n.storeLeaves()
 	text := n.summary()
