@@ -10,7 +10,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/meshproxy/meshproxy/nodeproxy/cli.Version=$(VERSION)
 BIN      := bin/meshproxy
 
-.PHONY: help build demo test unit race e2e fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
+.PHONY: help build demo demo-consul test unit race e2e fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,9 @@ build: ## the binary, static
 
 demo: build ## two nodes on this machine, real workloads, a verdict (root); DEMOFLAGS=--keep leaves it up
 	$(BIN) demo $(DEMOFLAGS)
+
+demo-consul: build ## two nodes and Envoy sidecars in a real Consul's mesh, an intention flipped, a verdict (root)
+	$(GO) run ./tests/democonsul -meshproxy $(BIN) $(DEMOFLAGS)
 
 test: deps ## everything that CI runs (root)
 	tests/run.sh
