@@ -19,8 +19,8 @@ import (
 	"github.com/meshproxy/meshproxy/tests/peers/consul"
 )
 
-// load makes requests one after the other, each on a connection of its own.
-type load struct {
+// requests are made one after the other, each on a connection of its own.
+type requests struct {
 	name   string
 	dial   func() (net.Conn, error)
 	served atomic.Int64
@@ -29,7 +29,7 @@ type load struct {
 	failed []string
 }
 
-func (g *load) run(ctx context.Context) {
+func (g *requests) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := g.request(); err != nil {
 			g.mu.Lock()
@@ -41,7 +41,7 @@ func (g *load) run(ctx context.Context) {
 	}
 }
 
-func (g *load) request() error {
+func (g *requests) request() error {
 	c, err := g.dial()
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (g *load) request() error {
 }
 
 // failures are the first few.
-func (g *load) failures() []string {
+func (g *requests) failures() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.failed[:min(len(g.failed), 5)]
@@ -82,7 +82,7 @@ func TestMigration(t *testing.T) {
 	l.sidecar("b", "legacy", 8001, 21000, upstream("web", 9191), upstream("api", 9193))
 
 	web := l.opener(a, "web")
-	loads := []*load{
+	loads := []*requests{
 		{name: "legacy to web", dial: l.dialer("b", 9191)},
 		{name: "legacy to api", dial: l.dialer("b", 9193)},
 		{name: "web to legacy", dial: func() (net.Conn, error) { return web.Dial("127.0.0.1:9391") }},
@@ -157,7 +157,7 @@ func (l *consulLab) behindEnvoy(service string, port, public int, upstreams ...c
 }
 
 // more waits until each load has made so many requests more.
-func (l *consulLab) more(loads []*load, n int64) {
+func (l *consulLab) more(loads []*requests, n int64) {
 	l.Helper()
 	for _, g := range loads {
 		from := g.served.Load()
@@ -171,7 +171,7 @@ func (l *consulLab) more(loads []*load, n int64) {
 }
 
 // check expects that no request has failed.
-func (l *consulLab) check(loads []*load) {
+func (l *consulLab) check(loads []*requests) {
 	l.Helper()
 	for _, g := range loads {
 		if f := g.failures(); len(f) > 0 {
