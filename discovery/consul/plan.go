@@ -183,7 +183,7 @@ func (r *run) askIntentions(names []mesh.Name, by api.IntentionMatchType) asker[
 			return m, meta, err
 		}
 		readable = nil
-		clear(unreadable)
+		unreadable = make(map[mesh.Name]bool) // the one before was handed over
 		var denial error
 		for _, n := range names {
 			_, _, err := r.askMatches(ctx, []mesh.Name{n}, by, 0, 0)

@@ -152,7 +152,10 @@ func (r *run) complete() bool {
 }
 
 func (r *run) reconfigure() {
-	r.opts = r.source.options()
+	// The rest is read by others, and does not change.
+	o := r.source.options()
+	r.opts.Services, r.opts.Workload = o.Services, o.Workload
+	r.opts.Reach, r.opts.DefaultIntention = o.Reach, o.DefaultIntention
 	r.services.stale = true
 	r.registrar.stale = true
 	r.planned, r.changed = false, true
