@@ -89,7 +89,13 @@ func helperListener(path string) (int, error) {
 		if len(passed) != 1 {
 			return -1, usagef("systemd has passed %d sockets, want 1; without systemd, name one with --listen", len(passed))
 		}
-		return int(passed[0].Fd()), nil
+		// The file closes its descriptor when it is collected.
+		defer passed[0].Close()
+		fd, err := unix.FcntlInt(passed[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return -1, fmt.Errorf("take over socket: %w", err)
+		}
+		return fd, nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return -1, fmt.Errorf("replace socket: %w", err)
