@@ -3,11 +3,11 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -239,13 +239,9 @@ func TestUpgradeFails(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := l.in(t)
-			text := good
+			text := append(slices.Clone(good), tc.extra...)
 			if strings.HasPrefix(tc.extra, "bpf:") {
-				text = regexp.MustCompile(`(?m)^bpf:\n(  .*\n)+`).ReplaceAllFunc(good, func(section []byte) []byte {
-					return []byte(strings.Replace(string(section), "instance: a", "instance: other", 1))
-				})
-			} else {
-				text = append(slices.Clone(good), tc.extra...)
+				text = bytes.Replace(good, []byte("instance: a\n"), []byte("instance: other\n"), 1)
 			}
 			if err := os.WriteFile(n.ConfigPath(), text, 0o600); err != nil {
 				t.Fatal(err)
