@@ -160,7 +160,12 @@ func (c *Capture) mapMemory() (err error) {
 // openTables reads what is in the maps.
 func (c *Capture) openTables() (err error) {
 	maps := c.kernel.maps
-	if c.names, err = openNames(maps[bpf.CaptureMapNames], &c.node.LastId); err != nil {
+	if c.names == nil {
+		c.names, err = openNames(maps[bpf.CaptureMapNames], &c.node.LastId)
+	} else {
+		err = c.names.read(maps[bpf.CaptureMapNames])
+	}
+	if err != nil {
 		return err
 	}
 	c.cgroups = &cgroups{m: maps[bpf.CaptureMapCgroups], root: c.root, node: c.node}

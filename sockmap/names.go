@@ -38,20 +38,30 @@ const (
 )
 
 func openNames(m *ebpf.Map, last *uint32) (*names, error) {
+	n := &names{last: last}
+	return n, n.read(m)
+}
+
+// read forgets what is known and reads the map: another process may have changed
+// it.
+func (n *names) read(m *ebpf.Map) error {
 	t, err := openTable[bpf.CaptureName, uint32](m)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	n := &names{table: t, last: last, byID: make(map[uint32]entity), byName: make(map[entity]uint32)}
+	byID, byName := make(map[uint32]entity), make(map[entity]uint32)
 	for key, id := range t.have {
 		e, err := parseEntity(key)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		n.byID[id] = e
-		n.byName[e] = id
+		byID[id], byName[e] = e, id
 	}
-	return n, nil
+	n.table, n.byName = t, byName
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.byID = byID
+	return nil
 }
 
 func (e entity) key() (key bpf.CaptureName, err error) {

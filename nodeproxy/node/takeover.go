@@ -92,20 +92,22 @@ func (n *Node) tookOver() bool {
 	return !n.upgrades.at.IsZero()
 }
 
-// accept puts this process's programs in force and accepts connections.
+// accept puts this process's programs in force and accepts connections. What can
+// fail comes before the first connection: those that are accepted end with the
+// process.
 func (n *Node) accept(ctx context.Context) error {
 	if err := n.capture.TakeOver(); err != nil {
+		return err
+	}
+	if err := n.startAdmin(ctx); err != nil {
 		return err
 	}
 	if err := n.acceptAll(); err != nil {
 		return err
 	}
+	// Tried again when it fails, as ever.
 	n.applyCapture(ctx)
-	if err := n.applyError.get(); err != nil {
-		return err
-	}
-	// Nothing may fail once the process before has given way.
-	return n.startAdmin(ctx)
+	return nil
 }
 
 // leafPatience bounds how long the process before has to wait for leaves. A leaf
