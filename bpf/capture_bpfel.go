@@ -13,6 +13,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type CaptureAccess uint32
+
+const (
+	CaptureAccessACCESS_PROXY  CaptureAccess = 0
+	CaptureAccessACCESS_DIRECT CaptureAccess = 1
+	CaptureAccessACCESS_DENY   CaptureAccess = 2
+)
+
+type CaptureAccessKey struct {
+	_        structs.HostLayout
+	Netns    uint64
+	Workload uint32
+	Address  CaptureAddress
+}
+
 type CaptureAddress struct {
 	_    structs.HostLayout
 	Ip   [4]uint32
@@ -28,6 +43,48 @@ type CaptureCidrExclusion struct {
 	Ip        [4]uint32
 }
 
+type CaptureClosedEvent struct {
+	_      structs.HostLayout
+	Kind   uint32
+	Pad    uint32
+	Cookie uint64
+	Now    uint64
+	Conn   struct {
+		_             structs.HostLayout
+		Netns         uint64
+		EndpointNetns uint64
+		Opened        uint64
+		Workload      uint32
+		Service       uint32
+		Endpoint      uint32
+		Flags         uint32
+		Dialled       struct {
+			_    structs.HostLayout
+			Ip   [4]uint32
+			Port uint16
+			Pad  uint16
+		}
+		Local struct {
+			_    structs.HostLayout
+			Ip   [4]uint32
+			Port uint16
+			Pad  uint16
+		}
+		Remote struct {
+			_    structs.HostLayout
+			Ip   [4]uint32
+			Port uint16
+			Pad  uint16
+		}
+		Pad      uint32
+		Sockets  [2]uint64
+		Sent     uint64
+		Received uint64
+		Closed   uint32
+		Pad2     uint32
+	}
+}
+
 type CaptureConnectionKey struct {
 	_        structs.HostLayout
 	Workload uint32
@@ -41,6 +98,7 @@ type CaptureCounters struct {
 	EventsLost   uint64
 	EnrollFailed uint64
 	PortsFull    uint64
+	DirectsFull  uint64
 }
 
 type CaptureDestination struct {
@@ -53,6 +111,7 @@ type CaptureDestination struct {
 type CaptureDestinationFlags uint32
 
 const (
+	CaptureDestinationFlagsDESTINATION_LOCAL    CaptureDestinationFlags = 1
 	CaptureDestinationFlagsDESTINATION_ANY_PORT CaptureDestinationFlags = 2
 )
 
@@ -61,6 +120,35 @@ type CaptureDestinationKey struct {
 	Workload uint32
 	Address  CaptureAddress
 }
+
+type CaptureDirect struct {
+	_             structs.HostLayout
+	Netns         uint64
+	EndpointNetns uint64
+	Opened        uint64
+	Workload      uint32
+	Service       uint32
+	Endpoint      uint32
+	Flags         CaptureDirectFlags
+	Dialled       CaptureAddress
+	Local         CaptureAddress
+	Remote        CaptureAddress
+	Pad           uint32
+	Sockets       [2]uint64
+	Sent          uint64
+	Received      uint64
+	Closed        uint32
+	Pad2          uint32
+}
+
+type CaptureDirectFlags uint32
+
+const (
+	CaptureDirectFlagsDIRECT_ADDRESSED   CaptureDirectFlags = 1
+	CaptureDirectFlagsDIRECT_ESTABLISHED CaptureDirectFlags = 2
+	CaptureDirectFlagsDIRECT_IPV6        CaptureDirectFlags = 4
+	CaptureDirectFlagsDIRECT_SPLICED     CaptureDirectFlags = 8
+)
 
 type CaptureDirection uint32
 
@@ -105,6 +193,22 @@ const (
 	CaptureEventKindEVENT_NETNS_SEEN CaptureEventKind = 2
 	CaptureEventKindEVENT_ENROLLED   CaptureEventKind = 3
 	CaptureEventKindEVENT_GONE       CaptureEventKind = 4
+	CaptureEventKindEVENT_CLOSED     CaptureEventKind = 5
+)
+
+type CaptureFallback uint32
+
+const (
+	CaptureFallbackFALLBACK_NONE     CaptureFallback = 0
+	CaptureFallbackFALLBACK_PEER     CaptureFallback = 1
+	CaptureFallbackFALLBACK_MEMORY   CaptureFallback = 2
+	CaptureFallbackFALLBACK_PAUSED   CaptureFallback = 3
+	CaptureFallbackFALLBACK_WORKLOAD CaptureFallback = 4
+	CaptureFallbackFALLBACK_BLOCKING CaptureFallback = 5
+	CaptureFallbackFALLBACK_FULL     CaptureFallback = 6
+	CaptureFallbackFALLBACK_CLOSING  CaptureFallback = 7
+	CaptureFallbackFALLBACK_OPTIONS  CaptureFallback = 8
+	CaptureFallbackFALLBACKS         CaptureFallback = 9
 )
 
 type CaptureFlow struct {
@@ -116,7 +220,7 @@ type CaptureFlow struct {
 	Device   uint32
 	Flags    CaptureFlowFlags
 	Address  CaptureAddress
-	Pad      uint32
+	Endpoint uint32
 }
 
 type CaptureFlowFlags uint32
@@ -125,6 +229,8 @@ const (
 	CaptureFlowFlagsFLOW_CAPTURED CaptureFlowFlags = 1
 	CaptureFlowFlagsFLOW_OWN      CaptureFlowFlags = 2
 	CaptureFlowFlagsFLOW_NAMED    CaptureFlowFlags = 4
+	CaptureFlowFlagsFLOW_DIRECT   CaptureFlowFlags = 8
+	CaptureFlowFlagsFLOW_TEST     CaptureFlowFlags = 16
 )
 
 type CaptureFlowKey struct {
@@ -132,6 +238,20 @@ type CaptureFlowKey struct {
 	Netns  uint64
 	Client CaptureAddress
 	Local  CaptureAddress
+}
+
+type CaptureLocal struct {
+	_        structs.HostLayout
+	Netns    uint64
+	Workload uint32
+	Address  CaptureAddress
+}
+
+type CaptureLocals struct {
+	_     structs.HostLayout
+	Count uint32
+	Only  uint32
+	At    [16]CaptureLocal
 }
 
 type CaptureName struct {
@@ -150,9 +270,11 @@ type CaptureNode struct {
 	MtlsPort         uint16
 	DnsPort          uint16
 	HasUsers         uint8
-	Pad              uint8
+	Reports          uint8
 	LastId           uint32
 	Levels           [32]uint8
+	Splicing         CaptureSplicing
+	SpliceGeneration uint32
 }
 
 type CaptureOutcome uint32
@@ -164,6 +286,7 @@ const (
 	CaptureOutcomeOUTCOME_PASSTHROUGH CaptureOutcome = 4
 	CaptureOutcomeOUTCOME_EXCLUDED    CaptureOutcome = 5
 	CaptureOutcomeOUTCOME_STEERED     CaptureOutcome = 6
+	CaptureOutcomeOUTCOME_LOCAL       CaptureOutcome = 7
 )
 
 type CapturePort struct {
@@ -188,8 +311,10 @@ type CapturePortFilter struct {
 type CapturePortFlags uint32
 
 const (
-	CapturePortFlagsPORT_DECLARED CapturePortFlags = 1
-	CapturePortFlagsPORT_LEARNED  CapturePortFlags = 2
+	CapturePortFlagsPORT_DECLARED    CapturePortFlags = 1
+	CapturePortFlagsPORT_LEARNED     CapturePortFlags = 2
+	CapturePortFlagsPORT_NONBLOCKING CapturePortFlags = 4
+	CapturePortFlagsPORT_BLOCKING    CapturePortFlags = 8
 )
 
 type CapturePortKey struct {
@@ -212,6 +337,7 @@ const (
 	CaptureReasonREASON_PORT_TAKEN   CaptureReason = 8
 	CaptureReasonREASON_PLAINTEXT    CaptureReason = 9
 	CaptureReasonREASON_LOCAL        CaptureReason = 10
+	CaptureReasonREASON_POLICY       CaptureReason = 11
 )
 
 type CaptureRejectionKey struct {
@@ -232,13 +358,24 @@ type CaptureRuleKey struct {
 	Path      [256]uint8
 }
 
+type CaptureSide uint32
+
+const (
+	CaptureSideSIDE_CLIENT CaptureSide = 0
+	CaptureSideSIDE_SERVER CaptureSide = 1
+)
+
 type CaptureSocket struct {
-	_        structs.HostLayout
-	Flags    CaptureSocketFlags
-	Workload uint32
-	Service  uint32
-	Device   uint32
-	Address  CaptureAddress
+	_         structs.HostLayout
+	Netns     uint64
+	Flags     CaptureSocketFlags
+	Workload  uint32
+	Service   uint32
+	Device    uint32
+	Address   CaptureAddress
+	Endpoint  uint32
+	Unspliced CaptureFallback
+	Pad       uint32
 }
 
 type CaptureSocketFlags uint32
@@ -249,7 +386,59 @@ const (
 	CaptureSocketFlagsSOCKET_CAPTURED CaptureSocketFlags = 4
 	CaptureSocketFlagsSOCKET_DNS      CaptureSocketFlags = 8
 	CaptureSocketFlagsSOCKET_SOURCE   CaptureSocketFlags = 16
+	CaptureSocketFlagsSOCKET_DIRECT   CaptureSocketFlags = 32
 )
+
+type CaptureSplice struct {
+	_           structs.HostLayout
+	Peer        CaptureSpliceKey
+	To          uint64
+	Bytes       uint64
+	Redirected  uint64
+	Messages    uint64
+	Fallback    CaptureFallback
+	ByTcp       uint32
+	Generation  uint32
+	SwitchedOff uint32
+	Counted     uint32
+	Pad         uint32
+	Workload    uint32
+	Service     uint32
+	Endpoint    uint32
+	Own         uint32
+}
+
+type CaptureSpliceKey struct {
+	_      structs.HostLayout
+	Client uint64
+	Side   CaptureSide
+	Pad    uint32
+}
+
+type CaptureSplicing uint32
+
+const (
+	CaptureSplicingSPLICING_OFF  CaptureSplicing = 0
+	CaptureSplicingSPLICING_TEST CaptureSplicing = 1
+	CaptureSplicingSPLICING_ON   CaptureSplicing = 2
+)
+
+type CaptureTraffic struct {
+	_          structs.HostLayout
+	Opened     uint64
+	Closed     uint64
+	Spliced    uint64
+	Sent       uint64
+	Received   uint64
+	Redirected uint64
+	Fallbacks  [9]uint64
+}
+
+type CaptureTrafficKey struct {
+	_        structs.HostLayout
+	Workload uint32
+	Service  uint32
+}
 
 type CaptureUnitKey struct {
 	_    structs.HostLayout
@@ -275,53 +464,63 @@ const (
 	CaptureWorkloadFlagsWORKLOAD_STRICT          CaptureWorkloadFlags = 256
 	CaptureWorkloadFlagsWORKLOAD_PERMISSIVE      CaptureWorkloadFlags = 512
 	CaptureWorkloadFlagsWORKLOAD_LOCAL_DENY      CaptureWorkloadFlags = 1024
+	CaptureWorkloadFlagsWORKLOAD_UNSPLICED       CaptureWorkloadFlags = 2048
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	CaptureMapCgroups          = "cgroups"
-	CaptureMapCidrExclusions   = "cidr_exclusions"
-	CaptureMapConnections      = "connections"
-	CaptureMapCounters         = "counters"
-	CaptureMapDestinations     = "destinations"
-	CaptureMapEnrolling        = "enrolling"
-	CaptureMapEvents           = "events"
-	CaptureMapFlows            = "flows"
-	CaptureMapInboundListeners = "inbound_listeners"
-	CaptureMapNames            = "names"
-	CaptureMapNamespaces       = "namespaces"
-	CaptureMapNamespacesSeen   = "namespaces_seen"
-	CaptureMapNode             = "node"
-	CaptureMapPortExclusions   = "port_exclusions"
-	CaptureMapPortFilter       = "port_filter"
-	CaptureMapPorts            = "ports"
-	CaptureMapRejections       = "rejections"
-	CaptureMapRules            = "rules"
-	CaptureMapSockets          = "sockets"
-	CaptureMapUnits            = "units"
-	CaptureMapUsers            = "users"
-	CaptureMapWorkloads        = "workloads"
-	CaptureProgAnswer4         = "answer4"
-	CaptureProgAnswer6         = "answer6"
-	CaptureProgDismiss         = "dismiss"
-	CaptureProgEnroll          = "enroll"
-	CaptureProgFlow            = "flow"
-	CaptureProgGuard4          = "guard4"
-	CaptureProgGuard6          = "guard6"
-	CaptureProgName4           = "name4"
-	CaptureProgName6           = "name6"
-	CaptureProgOutbound4       = "outbound4"
-	CaptureProgOutbound6       = "outbound6"
-	CaptureProgQuery4          = "query4"
-	CaptureProgQuery6          = "query6"
-	CaptureVarEventLayout      = "event_layout"
-	CaptureVarHaveMptcp        = "have_mptcp"
-	CaptureVarHavePid          = "have_pid"
-	CaptureVarHaveProbeRead    = "have_probe_read"
-	CaptureVarHaveSetRetval    = "have_set_retval"
-	CaptureVarRootLength       = "root_length"
+	CaptureMapAccesses          = "accesses"
+	CaptureMapCgroups           = "cgroups"
+	CaptureMapCidrExclusions    = "cidr_exclusions"
+	CaptureMapConnections       = "connections"
+	CaptureMapCounters          = "counters"
+	CaptureMapDestinations      = "destinations"
+	CaptureMapDirects           = "directs"
+	CaptureMapEnrolling         = "enrolling"
+	CaptureMapEvents            = "events"
+	CaptureMapFlows             = "flows"
+	CaptureMapInboundListeners  = "inbound_listeners"
+	CaptureMapLocals            = "locals"
+	CaptureMapNames             = "names"
+	CaptureMapNamespaces        = "namespaces"
+	CaptureMapNamespacesSeen    = "namespaces_seen"
+	CaptureMapNode              = "node"
+	CaptureMapPortExclusions    = "port_exclusions"
+	CaptureMapPortFilter        = "port_filter"
+	CaptureMapPorts             = "ports"
+	CaptureMapRejections        = "rejections"
+	CaptureMapRules             = "rules"
+	CaptureMapSockets           = "sockets"
+	CaptureMapSpliced           = "spliced"
+	CaptureMapSplices           = "splices"
+	CaptureMapTraffic           = "traffic"
+	CaptureMapUnits             = "units"
+	CaptureMapUsers             = "users"
+	CaptureMapWorkloads         = "workloads"
+	CaptureProgAnswer4          = "answer4"
+	CaptureProgAnswer6          = "answer6"
+	CaptureProgDismiss          = "dismiss"
+	CaptureProgEnroll           = "enroll"
+	CaptureProgFlow             = "flow"
+	CaptureProgGuard4           = "guard4"
+	CaptureProgGuard6           = "guard6"
+	CaptureProgName4            = "name4"
+	CaptureProgName6            = "name6"
+	CaptureProgOutbound4        = "outbound4"
+	CaptureProgOutbound6        = "outbound6"
+	CaptureProgQuery4           = "query4"
+	CaptureProgQuery6           = "query6"
+	CaptureVarClosedEventLayout = "closed_event_layout"
+	CaptureVarEventLayout       = "event_layout"
+	CaptureVarHaveDirect        = "have_direct"
+	CaptureVarHaveMptcp         = "have_mptcp"
+	CaptureVarHavePid           = "have_pid"
+	CaptureVarHaveProbeRead     = "have_probe_read"
+	CaptureVarHaveSetRetval     = "have_set_retval"
+	CaptureVarRootLength        = "root_length"
+	CaptureVarSpliceLayout      = "splice_layout"
 )
 
 // LoadCapture returns the embedded CollectionSpec for Capture.
@@ -385,15 +584,18 @@ type CaptureProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CaptureMapSpecs struct {
+	Accesses         *ebpf.MapSpec `ebpf:"accesses"`
 	Cgroups          *ebpf.MapSpec `ebpf:"cgroups"`
 	CidrExclusions   *ebpf.MapSpec `ebpf:"cidr_exclusions"`
 	Connections      *ebpf.MapSpec `ebpf:"connections"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
 	Destinations     *ebpf.MapSpec `ebpf:"destinations"`
+	Directs          *ebpf.MapSpec `ebpf:"directs"`
 	Enrolling        *ebpf.MapSpec `ebpf:"enrolling"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
+	Locals           *ebpf.MapSpec `ebpf:"locals"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
@@ -404,6 +606,9 @@ type CaptureMapSpecs struct {
 	Rejections       *ebpf.MapSpec `ebpf:"rejections"`
 	Rules            *ebpf.MapSpec `ebpf:"rules"`
 	Sockets          *ebpf.MapSpec `ebpf:"sockets"`
+	Spliced          *ebpf.MapSpec `ebpf:"spliced"`
+	Splices          *ebpf.MapSpec `ebpf:"splices"`
+	Traffic          *ebpf.MapSpec `ebpf:"traffic"`
 	Units            *ebpf.MapSpec `ebpf:"units"`
 	Users            *ebpf.MapSpec `ebpf:"users"`
 	Workloads        *ebpf.MapSpec `ebpf:"workloads"`
@@ -413,12 +618,15 @@ type CaptureMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CaptureVariableSpecs struct {
-	EventLayout   *ebpf.VariableSpec `ebpf:"event_layout"`
-	HaveMptcp     *ebpf.VariableSpec `ebpf:"have_mptcp"`
-	HavePid       *ebpf.VariableSpec `ebpf:"have_pid"`
-	HaveProbeRead *ebpf.VariableSpec `ebpf:"have_probe_read"`
-	HaveSetRetval *ebpf.VariableSpec `ebpf:"have_set_retval"`
-	RootLength    *ebpf.VariableSpec `ebpf:"root_length"`
+	ClosedEventLayout *ebpf.VariableSpec `ebpf:"closed_event_layout"`
+	EventLayout       *ebpf.VariableSpec `ebpf:"event_layout"`
+	HaveDirect        *ebpf.VariableSpec `ebpf:"have_direct"`
+	HaveMptcp         *ebpf.VariableSpec `ebpf:"have_mptcp"`
+	HavePid           *ebpf.VariableSpec `ebpf:"have_pid"`
+	HaveProbeRead     *ebpf.VariableSpec `ebpf:"have_probe_read"`
+	HaveSetRetval     *ebpf.VariableSpec `ebpf:"have_set_retval"`
+	RootLength        *ebpf.VariableSpec `ebpf:"root_length"`
+	SpliceLayout      *ebpf.VariableSpec `ebpf:"splice_layout"`
 }
 
 // CaptureObjects contains all objects after they have been loaded into the kernel.
@@ -441,15 +649,18 @@ func (o *CaptureObjects) Close() error {
 //
 // It can be passed to LoadCaptureObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CaptureMaps struct {
+	Accesses         *ebpf.Map `ebpf:"accesses"`
 	Cgroups          *ebpf.Map `ebpf:"cgroups"`
 	CidrExclusions   *ebpf.Map `ebpf:"cidr_exclusions"`
 	Connections      *ebpf.Map `ebpf:"connections"`
 	Counters         *ebpf.Map `ebpf:"counters"`
 	Destinations     *ebpf.Map `ebpf:"destinations"`
+	Directs          *ebpf.Map `ebpf:"directs"`
 	Enrolling        *ebpf.Map `ebpf:"enrolling"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
+	Locals           *ebpf.Map `ebpf:"locals"`
 	Names            *ebpf.Map `ebpf:"names"`
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
@@ -460,6 +671,9 @@ type CaptureMaps struct {
 	Rejections       *ebpf.Map `ebpf:"rejections"`
 	Rules            *ebpf.Map `ebpf:"rules"`
 	Sockets          *ebpf.Map `ebpf:"sockets"`
+	Spliced          *ebpf.Map `ebpf:"spliced"`
+	Splices          *ebpf.Map `ebpf:"splices"`
+	Traffic          *ebpf.Map `ebpf:"traffic"`
 	Units            *ebpf.Map `ebpf:"units"`
 	Users            *ebpf.Map `ebpf:"users"`
 	Workloads        *ebpf.Map `ebpf:"workloads"`
@@ -467,15 +681,18 @@ type CaptureMaps struct {
 
 func (m *CaptureMaps) Close() error {
 	return _CaptureClose(
+		m.Accesses,
 		m.Cgroups,
 		m.CidrExclusions,
 		m.Connections,
 		m.Counters,
 		m.Destinations,
+		m.Directs,
 		m.Enrolling,
 		m.Events,
 		m.Flows,
 		m.InboundListeners,
+		m.Locals,
 		m.Names,
 		m.Namespaces,
 		m.NamespacesSeen,
@@ -486,6 +703,9 @@ func (m *CaptureMaps) Close() error {
 		m.Rejections,
 		m.Rules,
 		m.Sockets,
+		m.Spliced,
+		m.Splices,
+		m.Traffic,
 		m.Units,
 		m.Users,
 		m.Workloads,
@@ -496,12 +716,15 @@ func (m *CaptureMaps) Close() error {
 //
 // It can be passed to LoadCaptureObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CaptureVariables struct {
-	EventLayout   *ebpf.Variable `ebpf:"event_layout"`
-	HaveMptcp     *ebpf.Variable `ebpf:"have_mptcp"`
-	HavePid       *ebpf.Variable `ebpf:"have_pid"`
-	HaveProbeRead *ebpf.Variable `ebpf:"have_probe_read"`
-	HaveSetRetval *ebpf.Variable `ebpf:"have_set_retval"`
-	RootLength    *ebpf.Variable `ebpf:"root_length"`
+	ClosedEventLayout *ebpf.Variable `ebpf:"closed_event_layout"`
+	EventLayout       *ebpf.Variable `ebpf:"event_layout"`
+	HaveDirect        *ebpf.Variable `ebpf:"have_direct"`
+	HaveMptcp         *ebpf.Variable `ebpf:"have_mptcp"`
+	HavePid           *ebpf.Variable `ebpf:"have_pid"`
+	HaveProbeRead     *ebpf.Variable `ebpf:"have_probe_read"`
+	HaveSetRetval     *ebpf.Variable `ebpf:"have_set_retval"`
+	RootLength        *ebpf.Variable `ebpf:"root_length"`
+	SpliceLayout      *ebpf.Variable `ebpf:"splice_layout"`
 }
 
 // CapturePrograms contains all programs after they have been loaded into the kernel.

@@ -68,17 +68,49 @@ INLINE void watch_state(struct bpf_sock_ops *ctx)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+INLINE void watch_server(struct bpf_sock_ops *ctx)
+{
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+INLINE __u32 direct_flags(const struct socket *s)
+{
+	__u32 flags = FLOW_DIRECT;
+
+	if (s->flags & SOCKET_OWN)
+		flags |= FLOW_TEST;
+	return flags;
+}
+
+/* Both ends have to come to the same key, whichever namespaces they are in. */
+INLINE void dialling(struct bpf_sock_ops *ctx, struct socket *s, struct flow_key *key)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct direct *d = bpf_map_lookup_elem(&directs, &cookie);
+
+	if (d) {
+		d->local = key->client;
+		d->remote = key->local;
+		d->flags |= DIRECT_ADDRESSED;
+	}
+	key->netns = s->netns;
+}
+
 INLINE void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	struct flow_key key = {};
 	struct flow f = {};
 
-	if (!s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN)))
+	if (!s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN | SOCKET_DIRECT)))
 		return;
 	if (!client_key(ctx, sk, &key))
 		return;
-	if (s->flags & SOCKET_CAPTURED)
+	if (s->flags & SOCKET_DIRECT) {
+		dialling(ctx, s, &key);
+		f.flags = direct_flags(s);
+		f.endpoint = s->endpoint;
+	} else if (s->flags & SOCKET_CAPTURED)
 		f.flags = FLOW_CAPTURED | FLOW_NAMED;
 	else if (s->flags & SOCKET_SOURCE)
 		f.flags = FLOW_OWN | FLOW_NAMED;
@@ -104,17 +136,221 @@ INLINE void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	watch_state(ctx);
 }
 
+/* Takes a connection off the record when all ends that the programs follow are
+ * closed; only one of them finds it there. */
+INLINE void end_closed(__u64 cookie, struct direct *d, __u32 ends)
+{
+	struct node *n = this_node();
+	struct closed_event *e = 0;
+
+	__sync_fetch_and_add(&d->closed, ends);
+	if (d->closed < 2)
+		return;
+	if (n && n->reports && d->flags & DIRECT_ESTABLISHED) {
+		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+		if (e) {
+			e->kind = EVENT_CLOSED;
+			e->pad = 0;
+			e->cookie = cookie;
+			e->now = bpf_ktime_get_ns();
+			e->conn = *d;
+		} else {
+			count(events_lost);
+		}
+	}
+	if (bpf_map_delete_elem(&directs, &cookie)) {
+		if (e)
+			bpf_ringbuf_discard(e, 0);
+	} else if (e) {
+		bpf_ringbuf_submit(e, 0);
+	}
+}
+
+/* The server's end of a spliced connection is known by its state alone. */
+INLINE void settle_end(struct bpf_sock *sk, __u32 before)
+{
+	struct splice *sp = bpf_sk_storage_get(&splices, sk, 0, 0);
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct direct *d;
+	__u32 sent;
+
+	if (!sp || !tcp)
+		return;
+	sent = tcp->write_seq;
+	/* The FIN has a number too; from these states it goes without one. */
+	if (before != TCP_ESTABLISHED && before != TCP_CLOSE_WAIT)
+		sent--;
+	count_sent(sp, sent);
+	settle(sp);
+	if (sp->peer.side != SIDE_CLIENT)
+		return;
+	d = bpf_map_lookup_elem(&directs, &sp->peer.client);
+	if (d && d->sockets[SIDE_SERVER])
+		end_closed(sp->peer.client, d, 1);
+}
+
+/* What TCP counts of a client's bytes has its SYN in it, and the FINs. */
+INLINE __u64 bytes_sent(struct bpf_sock_ops *ctx, __u32 before)
+{
+	__u64 n = ctx->bytes_acked;
+	__u32 numbers = before == TCP_FIN_WAIT2 || before == TCP_TIME_WAIT || before == TCP_LAST_ACK || before == TCP_CLOSING ? 2 : 1;
+
+	return n > numbers ? n - numbers : 0;
+}
+
+INLINE __u64 bytes_received(struct bpf_sock_ops *ctx, __u32 before)
+{
+	__u64 n = ctx->bytes_received;
+
+	return n && (before >= TCP_CLOSE_WAIT || before == TCP_FIN_WAIT2 || before == TCP_TIME_WAIT) ? n - 1 : n;
+}
+
+INLINE void direct_closed(struct bpf_sock_ops *ctx, const struct socket *s, __u32 before)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct direct *d = bpf_map_lookup_elem(&directs, &cookie);
+
+	if (!d)
+		return;
+	if (d->flags & DIRECT_ESTABLISHED) {
+		count_traffic(s->workload, s->service, closed, 1);
+		/* The programs saw nothing of what was never spliced. */
+		if (!(d->flags & DIRECT_SPLICED)) {
+			d->sent = bytes_sent(ctx, before);
+			d->received = bytes_received(ctx, before);
+			count_traffic(s->workload, s->service, sent, d->sent);
+			count_traffic(s->workload, s->service, received, d->received);
+		}
+	}
+	end_closed(cookie, d, d->sockets[SIDE_SERVER] ? 1 : 2);
+}
+
+/* Makes the socket an end of a spliced connection. The hooks of connections
+ * that are just established are the only ones that may. */
+INLINE int insert(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct tcp_sock *tcp, const struct splice *end)
+{
+	struct splice_key own = {
+		.client = end->peer.client,
+		.side = end->peer.side == SIDE_CLIENT ? SIDE_SERVER : SIDE_CLIENT,
+	};
+	struct splice *sp = bpf_sk_storage_get(&splices, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!sp)
+		return FALLBACK_FULL;
+	*sp = *end;
+	sp->counted = tcp->write_seq;
+	/* A key that is there belongs to a living socket, never to be removed. */
+	if (bpf_sock_hash_update(ctx, &spliced, &own, BPF_NOEXIST))
+		return FALLBACK_FULL;
+	return FALLBACK_NONE;
+}
+
+INLINE int may_splice(const struct splice *end)
+{
+	struct node *n = this_node();
+
+	return n && n->splicing >= (end->own ? SPLICING_TEST : SPLICING_ON);
+}
+
+/* A workload's connection to another workload of this node. This end is the
+ * first to be established, and the other one follows it into the map or out. */
+INLINE void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct splice end = {};
+	struct direct *d;
+	__u32 why;
+
+	if (!tcp || !s || !(s->flags & SOCKET_DIRECT))
+		return;
+	end.peer.client = bpf_get_socket_cookie(ctx);
+	end.peer.side = SIDE_SERVER;
+	end.workload = s->workload;
+	end.service = s->service;
+	end.endpoint = s->endpoint;
+	end.own = s->flags & SOCKET_OWN;
+	d = bpf_map_lookup_elem(&directs, &end.peer.client);
+	if (!d)
+		return;
+	d->flags |= DIRECT_ESTABLISHED;
+	count_traffic(s->workload, s->service, opened, 1);
+	if (!may_splice(&end))
+		why = FALLBACK_PAUSED;
+	else if (s->unspliced)
+		why = s->unspliced;
+	else if (is_blocking(&tcp->inet_conn.icsk_inet.sk))
+		why = FALLBACK_BLOCKING;
+	else
+		why = insert(ctx, sk, tcp, &end);
+	if (why) {
+		count_fallback(s->workload, s->service, why);
+		return;
+	}
+	d->sockets[SIDE_CLIENT] = (__u64)tcp;
+	d->flags |= DIRECT_SPLICED;
+	count_traffic(s->workload, s->service, spliced, 1);
+}
+
+/* Its other end. */
+INLINE void accepting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct flow *f)
+{
+	struct splice end = {
+		.peer = {.client = f->cookie, .side = SIDE_CLIENT},
+		.workload = f->workload,
+		.service = f->service,
+		.endpoint = f->endpoint,
+		.own = f->flags & FLOW_TEST,
+	};
+	struct direct *d = bpf_map_lookup_elem(&directs, &end.peer.client);
+	__u32 why;
+
+	watch_server(ctx);
+	if (!d || !(d->flags & DIRECT_SPLICED))
+		return;
+	why = insert(ctx, sk, tcp, &end);
+	if (why)
+		count_fallback(f->workload, f->service, why);
+	else
+		d->sockets[SIDE_SERVER] = (__u64)tcp;
+}
+
+/* The server has answered: by now it has made its socket what it wants it to
+ * be. A listener is known by the sockets that it accepted before; the first
+ * one is never spliced. */
+INLINE void answered(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct address local = {};
+	struct port *p;
+	__u32 seen;
+
+	if (!tcp || !tcp->inet_conn.icsk_inet.sk.sk_socket)
+		return; /* not accepted */
+	seen = is_blocking(&tcp->inet_conn.icsk_inet.sk) ? PORT_BLOCKING : PORT_NONBLOCKING;
+	local_address(ctx, &local);
+	p = find_port(netns_cookie(tcp), &local);
+	if (p && !(p->flags & seen))
+		p->flags |= seen;
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
 INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	struct flow_key key = {};
 	struct flow *f;
 
-	if (!s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN)))
+	settle_end(sk, before);
+	if (!s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN | SOCKET_DIRECT)))
 		return;
 	if (!client_key(ctx, sk, &key))
 		return;
-	if (before == TCP_SYN_SENT || s->flags & SOCKET_OWN) {
+	if (s->flags & SOCKET_DIRECT) {
+		key.netns = s->netns;
+		direct_closed(ctx, s, before);
+	}
+	if (before == TCP_SYN_SENT || s->flags & (SOCKET_OWN | SOCKET_DIRECT)) {
 		bpf_map_delete_elem(&flows, &key);
 		return;
 	}
@@ -123,7 +359,8 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
 		f->closed_at = bpf_ktime_get_ns();
 }
 
-/* A workload's server is about to get a connection that the proxy made. */
+/* A workload's server is about to get a connection that the proxy made, or a
+ * workload of this node. */
 INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct flow_key key = {};
@@ -140,8 +377,10 @@ INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	remote_address(ctx, &key.client);
 	local_address(ctx, &key.local);
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f || !(f->flags & FLOW_OWN))
+	if (!f || !(f->flags & (FLOW_OWN | FLOW_DIRECT)))
 		return;
+	if (f->flags & FLOW_DIRECT)
+		accepting(ctx, sk, tcp, f);
 	if (f->flags & FLOW_NAMED) {
 		s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (s) {
@@ -225,8 +464,27 @@ INLINE void listening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 		value.flags |= PORT_DECLARED;
 	if (bpf_map_update_elem(&ports, &key, &value, BPF_ANY))
 		count(ports_full);
-	if (value.workload)
-		*set = 1;
+	if (!value.workload)
+		return;
+	*set = 1;
+	watch_state(ctx);
+}
+
+/* A listener is gone: nobody is sent to it by the direct way. The port stays
+ * protected, and user space looks whether somebody else listens there. */
+INLINE void unlistening(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct port_key key = {};
+	struct port *p;
+
+	if (!tcp)
+		return;
+	key.netns = netns_cookie(tcp);
+	local_address(ctx, &key.address);
+	p = bpf_map_lookup_elem(&ports, &key);
+	if (p)
+		p->flags &= ~(PORT_LEARNED | PORT_NONBLOCKING | PORT_BLOCKING);
 }
 
 SEC("sockops")
@@ -244,13 +502,27 @@ int flow(struct bpf_sock_ops *ctx)
 		if (ctx->args[1] != TCP_CLOSE)
 			break;
 		sk = ctx->sk;
-		if (sk)
+		if (!sk)
+			break;
+		if (ctx->args[0] == TCP_LISTEN)
+			unlistening(ctx, sk);
+		else
 			closed(ctx, sk, ctx->args[0]);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		sk = ctx->sk;
+		if (sk)
+			connected(ctx, sk);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		sk = ctx->sk;
 		if (sk)
 			established(ctx, sk);
+		break;
+	case BPF_SOCK_OPS_RTT_CB:
+		sk = ctx->sk;
+		if (sk)
+			answered(ctx, sk);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		sk = ctx->sk;

@@ -28,34 +28,14 @@ INLINE void addresses(struct bpf_sk_lookup *ctx, struct address *remote, struct 
 	local->port = ctx->local_port;
 }
 
-/* Who listens: on the address, on any of its family, on any. */
-INLINE struct port *find_port(const struct address *local)
-{
-	struct port_key key = {.netns = netns, .address = *local};
-	struct port *p = bpf_map_lookup_elem(&ports, &key);
-
-	if (p)
-		return p;
-	if (is_v4(local)) {
-		key.address.ip[3] = 0;
-		p = bpf_map_lookup_elem(&ports, &key);
-		if (p)
-			return p;
-	}
-	key.address.ip[0] = 0;
-	key.address.ip[1] = 0;
-	key.address.ip[2] = 0;
-	key.address.ip[3] = 0;
-	return bpf_map_lookup_elem(&ports, &key);
-}
-
-/* Made by the proxy; it has judged the connection at its far end. */
+/* Made by the proxy, which has judged the connection at its far end, or by a
+ * workload of this node, judged in connect(2). */
 INLINE int is_mesh(const struct address *remote, const struct address *local)
 {
 	struct flow_key key = {.netns = netns, .client = *remote, .local = *local};
 	struct flow *f = bpf_map_lookup_elem(&flows, &key);
 
-	return f && f->flags & FLOW_OWN;
+	return f && f->flags & (FLOW_OWN | FLOW_DIRECT);
 }
 
 /* From this namespace. A connection to an address of another interface of ours
@@ -115,7 +95,7 @@ int inbound(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol != IPPROTO_TCP || !filter_port(ctx->local_port))
 		return SK_PASS;
 	addresses(ctx, &remote, &local);
-	p = find_port(&local);
+	p = find_port(netns, &local);
 	if (!p || !p->workload)
 		return SK_PASS;
 	id = p->workload;

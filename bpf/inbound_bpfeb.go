@@ -16,14 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	InboundMapAccesses           = "accesses"
 	InboundMapCgroups            = "cgroups"
 	InboundMapCidrExclusions     = "cidr_exclusions"
 	InboundMapConnections        = "connections"
 	InboundMapCounters           = "counters"
 	InboundMapDestinations       = "destinations"
+	InboundMapDirects            = "directs"
 	InboundMapEvents             = "events"
 	InboundMapFlows              = "flows"
 	InboundMapInboundListeners   = "inbound_listeners"
+	InboundMapLocals             = "locals"
 	InboundMapNames              = "names"
 	InboundMapNamespaces         = "namespaces"
 	InboundMapNamespacesSeen     = "namespaces_seen"
@@ -34,10 +37,14 @@ const (
 	InboundMapRejections         = "rejections"
 	InboundMapRules              = "rules"
 	InboundMapSockets            = "sockets"
+	InboundMapSpliced            = "spliced"
+	InboundMapSplices            = "splices"
+	InboundMapTraffic            = "traffic"
 	InboundMapUnits              = "units"
 	InboundMapUsers              = "users"
 	InboundMapWorkloads          = "workloads"
 	InboundProgInbound           = "inbound"
+	InboundVarHaveDirect         = "have_direct"
 	InboundVarHaveIngressIfindex = "have_ingress_ifindex"
 	InboundVarHaveMptcp          = "have_mptcp"
 	InboundVarHavePid            = "have_pid"
@@ -95,14 +102,17 @@ type InboundProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type InboundMapSpecs struct {
+	Accesses         *ebpf.MapSpec `ebpf:"accesses"`
 	Cgroups          *ebpf.MapSpec `ebpf:"cgroups"`
 	CidrExclusions   *ebpf.MapSpec `ebpf:"cidr_exclusions"`
 	Connections      *ebpf.MapSpec `ebpf:"connections"`
 	Counters         *ebpf.MapSpec `ebpf:"counters"`
 	Destinations     *ebpf.MapSpec `ebpf:"destinations"`
+	Directs          *ebpf.MapSpec `ebpf:"directs"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
+	Locals           *ebpf.MapSpec `ebpf:"locals"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
@@ -113,6 +123,9 @@ type InboundMapSpecs struct {
 	Rejections       *ebpf.MapSpec `ebpf:"rejections"`
 	Rules            *ebpf.MapSpec `ebpf:"rules"`
 	Sockets          *ebpf.MapSpec `ebpf:"sockets"`
+	Spliced          *ebpf.MapSpec `ebpf:"spliced"`
+	Splices          *ebpf.MapSpec `ebpf:"splices"`
+	Traffic          *ebpf.MapSpec `ebpf:"traffic"`
 	Units            *ebpf.MapSpec `ebpf:"units"`
 	Users            *ebpf.MapSpec `ebpf:"users"`
 	Workloads        *ebpf.MapSpec `ebpf:"workloads"`
@@ -122,6 +135,7 @@ type InboundMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type InboundVariableSpecs struct {
+	HaveDirect         *ebpf.VariableSpec `ebpf:"have_direct"`
 	HaveIngressIfindex *ebpf.VariableSpec `ebpf:"have_ingress_ifindex"`
 	HaveMptcp          *ebpf.VariableSpec `ebpf:"have_mptcp"`
 	HavePid            *ebpf.VariableSpec `ebpf:"have_pid"`
@@ -150,14 +164,17 @@ func (o *InboundObjects) Close() error {
 //
 // It can be passed to LoadInboundObjects or ebpf.CollectionSpec.LoadAndAssign.
 type InboundMaps struct {
+	Accesses         *ebpf.Map `ebpf:"accesses"`
 	Cgroups          *ebpf.Map `ebpf:"cgroups"`
 	CidrExclusions   *ebpf.Map `ebpf:"cidr_exclusions"`
 	Connections      *ebpf.Map `ebpf:"connections"`
 	Counters         *ebpf.Map `ebpf:"counters"`
 	Destinations     *ebpf.Map `ebpf:"destinations"`
+	Directs          *ebpf.Map `ebpf:"directs"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
+	Locals           *ebpf.Map `ebpf:"locals"`
 	Names            *ebpf.Map `ebpf:"names"`
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
@@ -168,6 +185,9 @@ type InboundMaps struct {
 	Rejections       *ebpf.Map `ebpf:"rejections"`
 	Rules            *ebpf.Map `ebpf:"rules"`
 	Sockets          *ebpf.Map `ebpf:"sockets"`
+	Spliced          *ebpf.Map `ebpf:"spliced"`
+	Splices          *ebpf.Map `ebpf:"splices"`
+	Traffic          *ebpf.Map `ebpf:"traffic"`
 	Units            *ebpf.Map `ebpf:"units"`
 	Users            *ebpf.Map `ebpf:"users"`
 	Workloads        *ebpf.Map `ebpf:"workloads"`
@@ -175,14 +195,17 @@ type InboundMaps struct {
 
 func (m *InboundMaps) Close() error {
 	return _InboundClose(
+		m.Accesses,
 		m.Cgroups,
 		m.CidrExclusions,
 		m.Connections,
 		m.Counters,
 		m.Destinations,
+		m.Directs,
 		m.Events,
 		m.Flows,
 		m.InboundListeners,
+		m.Locals,
 		m.Names,
 		m.Namespaces,
 		m.NamespacesSeen,
@@ -193,6 +216,9 @@ func (m *InboundMaps) Close() error {
 		m.Rejections,
 		m.Rules,
 		m.Sockets,
+		m.Spliced,
+		m.Splices,
+		m.Traffic,
 		m.Units,
 		m.Users,
 		m.Workloads,
@@ -203,6 +229,7 @@ func (m *InboundMaps) Close() error {
 //
 // It can be passed to LoadInboundObjects or ebpf.CollectionSpec.LoadAndAssign.
 type InboundVariables struct {
+	HaveDirect         *ebpf.Variable `ebpf:"have_direct"`
 	HaveIngressIfindex *ebpf.Variable `ebpf:"have_ingress_ifindex"`
 	HaveMptcp          *ebpf.Variable `ebpf:"have_mptcp"`
 	HavePid            *ebpf.Variable `ebpf:"have_pid"`

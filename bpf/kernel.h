@@ -26,12 +26,20 @@ enum {
 	SO_BINDTODEVICE = 25,
 	SO_BINDTOIFINDEX = 62,
 	ECONNREFUSED = 111,
+	O_NONBLOCK = 04000,
 	LOOPBACK_IFINDEX = 1, /* in every network namespace */
 };
 
 enum { /* include/net/tcp_states.h */
+	TCP_ESTABLISHED = 1,
 	TCP_SYN_SENT = 2,
+	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LAST_ACK = 9,
+	TCP_CLOSING = 11,
+	TCP_LISTEN = 10,
 };
 
 enum { /* map types, map flags and helper flags of <linux/bpf.h> */
@@ -52,14 +60,18 @@ enum { /* map types, map flags and helper flags of <linux/bpf.h> */
 	BPF_NOEXIST = 1,
 	BPF_SK_STORAGE_GET_F_CREATE = 1,
 	BPF_F_CURRENT_NETNS = -1,
+	BPF_F_INGRESS = 1,
 };
 
 enum {
 	BPF_SOCK_OPS_TCP_CONNECT_CB = 3,
+	BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB = 4,
 	BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB = 5,
 	BPF_SOCK_OPS_STATE_CB = 10,
 	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
+	BPF_SOCK_OPS_RTT_CB = 12,
 	BPF_SOCK_OPS_STATE_CB_FLAG = 1 << 2,
+	BPF_SOCK_OPS_RTT_CB_FLAG = 1 << 3,
 };
 
 enum { SK_DROP = 0, SK_PASS = 1 };
@@ -74,6 +86,34 @@ struct bpf_sock {
 	__u32 src_ip4;
 	__u32 src_ip6[4];
 	__u32 src_port;
+	__u16 dst_port;
+	__u16 : 16;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+};
+
+struct sk_msg_md {
+	union {
+		void *data;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+	union {
+		void *data_end;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 size;
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
 };
 
 /* The IPv4 member of bpf_sock_tuple; all in network order. */
@@ -212,11 +252,36 @@ typedef struct {
 
 struct sock_common {
 	possible_net_t skc_net;
+	unsigned long skc_flags;
 } CO_RE;
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct file {
+	unsigned int f_flags;
+} CO_RE;
+
+struct socket___kernel {
+	struct file *file;
+} CO_RE;
+
+enum sock_flags { SOCK_ZEROCOPY = 28 }; /* relocated */
 
 struct sock {
 	struct sock_common __sk_common;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
+	int sk_rcvbuf;
+	struct socket___kernel *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
+} CO_RE;
+
+struct sk_msg {
+	struct sock *sk_redir;
+	struct sock *sk;
 } CO_RE;
 
 struct inet_sock {
@@ -225,15 +290,22 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	const void *icsk_ulp_ops;
 } CO_RE;
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u32 write_seq;
+	__u32 copied_seq;
+	__u32 rcv_nxt;
+	__u32 rcv_wup;
+	__u32 rcv_wnd;
 } CO_RE;
 
 #define SEC(name) __attribute__((section(name), used))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
+#define __ksym __attribute__((section(".ksyms")))
 #define INLINE static inline __attribute__((always_inline))
 
 #define ntohs(x) ((__u16)(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __builtin_bswap16(x) : (x)))
@@ -243,6 +315,8 @@ struct tcp_sock {
 
 /* BPF_FIELD_EXISTS of libbpf's bpf_core_read.h */
 #define field_exists(field) __builtin_preserve_field_info(field, 2)
+/* bpf_core_enum_value of libbpf's bpf_core_read.h */
+#define enum_value(type, value) __builtin_preserve_enum_value(*(typeof(type) *)value, 1)
 /* Reads a field of a kernel structure by its relocated offset. */
 #define read_field(dst, field) \
 	bpf_probe_read_kernel(&(dst), sizeof(dst), __builtin_preserve_access_index(&(field)))
@@ -254,8 +328,11 @@ static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static __u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
 static __u64 (*bpf_get_current_uid_gid)(void) = (void *)15;
 static __u64 (*bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static __u32 (*bpf_get_prandom_u32)(void) = (void *)7;
 static long (*bpf_setsockopt)(void *ctx, int level, int option, void *value, int len) = (void *)49;
 static long (*bpf_sock_ops_cb_flags_set)(struct bpf_sock_ops *ctx, int flags) = (void *)59;
+static long (*bpf_sock_hash_update)(struct bpf_sock_ops *ctx, void *map, void *key, __u64 flags) = (void *)70;
+static long (*bpf_msg_redirect_hash)(struct sk_msg_md *msg, void *map, void *key, __u64 flags) = (void *)71;
 static __u64 (*bpf_get_current_cgroup_id)(void) = (void *)80;
 static struct bpf_sock *(*bpf_sk_lookup_tcp)(void *ctx, void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)84;
 static long (*bpf_sk_release)(void *sk) = (void *)86;
@@ -266,6 +343,7 @@ static __u64 (*bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static __u64 (*bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
 static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)124;
 static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static struct tcp_sock *(*bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static int (*bpf_set_retval)(int retval) = (void *)187;

@@ -20,6 +20,8 @@ MAP(users, BPF_MAP_TYPE_HASH, 4096, __u32, __u32, BPF_F_NO_PREALLOC);
 MAP(rules, BPF_MAP_TYPE_LPM_TRIE, 32768, struct rule_key, struct rule, BPF_F_NO_PREALLOC);
 MAP(units, BPF_MAP_TYPE_HASH, 16384, struct unit_key, struct rule, BPF_F_NO_PREALLOC);
 MAP(destinations, BPF_MAP_TYPE_HASH, 1 << 20, struct destination_key, struct destination, BPF_F_NO_PREALLOC);
+MAP(locals, BPF_MAP_TYPE_HASH, 65536, struct destination_key, struct locals, BPF_F_NO_PREALLOC);
+MAP(accesses, BPF_MAP_TYPE_HASH, 1 << 18, struct access_key, enum access, BPF_F_NO_PREALLOC);
 MAP(port_exclusions, BPF_MAP_TYPE_HASH, 65536, struct port_exclusion, __u8, BPF_F_NO_PREALLOC);
 MAP(cidr_exclusions, BPF_MAP_TYPE_LPM_TRIE, 65536, struct cidr_exclusion, __u8, BPF_F_NO_PREALLOC);
 MAP(namespaces, BPF_MAP_TYPE_HASH, 16384, __u64, __u32, BPF_F_NO_PREALLOC);
@@ -35,6 +37,10 @@ MAP(flows, BPF_MAP_TYPE_HASH, 65536, struct flow_key, struct flow, BPF_F_NO_PREA
 MAP(sockets, BPF_MAP_TYPE_SK_STORAGE, 0, int, struct socket, BPF_F_NO_PREALLOC);
 
 /* Written by the programs. */
+MAP(directs, BPF_MAP_TYPE_HASH, 65536, __u64, struct direct, BPF_F_NO_PREALLOC);
+MAP(spliced, BPF_MAP_TYPE_SOCKHASH, 65536, struct splice_key, __u64, 0);
+MAP(splices, BPF_MAP_TYPE_SK_STORAGE, 0, int, struct splice, BPF_F_NO_PREALLOC);
+MAP(traffic, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct traffic_key, struct traffic, BPF_F_NO_PREALLOC);
 MAP(connections, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct connection_key, __u64, BPF_F_NO_PREALLOC);
 MAP(rejections, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct rejection_key, __u64, BPF_F_NO_PREALLOC);
 MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, 1, __u32, struct counters, 0);

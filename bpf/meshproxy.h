@@ -12,6 +12,7 @@ const volatile __u8 have_set_retval;  /* 5.18: refuse with an errno of our own *
 const volatile __u8 have_pid;         /* 6.10: bpf_get_current_pid_tgid in cgroup hooks */
 const volatile __u8 have_probe_read;  /* bpf_probe_read_kernel in sockops */
 const volatile __u8 have_mptcp;       /* 5.19: from a subflow to the MPTCP socket above it */
+const volatile __u8 have_direct;      /* the verifier follows all of the direct way */
 
 #define V4_MAPPED htonl(0xffff)
 #define DNS_SERVER_PORT 53
@@ -200,4 +201,90 @@ INLINE int filter_port(__u16 port)
 	struct port_filter *f = bpf_map_lookup_elem(&port_filter, &slot);
 
 	return f && f->set[port & 63];
+}
+
+/* Who listens: on the address, on any of its family, on any. */
+INLINE struct port *find_port(__u64 netns, const struct address *local)
+{
+	struct port_key key = {.netns = netns, .address = *local};
+	struct port *p = bpf_map_lookup_elem(&ports, &key);
+
+	if (p)
+		return p;
+	if (is_v4(local)) {
+		key.address.ip[3] = 0;
+		p = bpf_map_lookup_elem(&ports, &key);
+		if (p)
+			return p;
+	}
+	key.address.ip[0] = 0;
+	key.address.ip[1] = 0;
+	key.address.ip[2] = 0;
+	key.address.ip[3] = 0;
+	return bpf_map_lookup_elem(&ports, &key);
+}
+
+/* What goes from a workload to a service without the proxy. */
+INLINE struct traffic *traffic_of(__u32 workload, __u32 service)
+{
+	struct traffic_key key = {workload, service};
+	struct traffic *t = bpf_map_lookup_elem(&traffic, &key);
+	struct traffic none;
+
+	if (t)
+		return t;
+	__builtin_memset(&none, 0, sizeof(none));
+	bpf_map_update_elem(&traffic, &key, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&traffic, &key);
+}
+
+/* A softirq can come between load and store, even of this CPU's own copy. */
+#define count_traffic(workload, service, field, n)                \
+	({                                                        \
+		struct traffic *t_ = traffic_of(workload, service); \
+		if (t_)                                           \
+			__sync_fetch_and_add(&t_->field, n);      \
+	})
+
+INLINE void count_fallback(__u32 workload, __u32 service, __u32 why)
+{
+	struct traffic *t = traffic_of(workload, service);
+
+	if (t && why < FALLBACKS)
+		__sync_fetch_and_add(&t->fallbacks[why], 1);
+}
+
+/* Whether whoever reads from a socket may wait inside of read(2), as far as
+ * anybody can tell: there is no file before accept(2). */
+INLINE int is_blocking(const struct sock *sk)
+{
+	struct socket___kernel *s = sk->sk_socket;
+
+	return s && !(s->file->f_flags & O_NONBLOCK);
+}
+
+/* Adds what TCP has taken from an end since. */
+INLINE void count_sent(struct splice *s, __u32 write_seq)
+{
+	s->bytes += write_seq - s->counted;
+	s->counted = write_seq;
+}
+
+/* Adds what an end has sent to the totals. */
+INLINE void settle(struct splice *s)
+{
+	struct direct *d = bpf_map_lookup_elem(&directs, &s->peer.client);
+	__u64 n = s->bytes;
+
+	if (d && s->peer.side == SIDE_SERVER)
+		__sync_fetch_and_add(&d->sent, n);
+	else if (d)
+		__sync_fetch_and_add(&d->received, n);
+	count_traffic(s->workload, s->service, redirected, s->redirected);
+	s->bytes = 0;
+	s->redirected = 0;
+	if (s->peer.side == SIDE_SERVER)
+		count_traffic(s->workload, s->service, sent, n);
+	else
+		count_traffic(s->workload, s->service, received, n);
 }

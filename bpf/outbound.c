@@ -22,6 +22,7 @@ struct dial {
 	__u64 netns;
 	struct socket *socket; /* storage, once there is some */
 	struct address to;     /* dialled; then where to go instead */
+	struct destination_key found; /* the destination's, once there is one */
 };
 
 INLINE enum verdict refuse(struct dial *d, __u32 kind, __u32 reason)
@@ -82,28 +83,34 @@ INLINE int proxy_serves(struct dial *d, int has_listeners)
 	return 1;
 }
 
+INLINE int flows_are_full(const struct node *n)
+{
+	return n->flows_full && bpf_ktime_get_ns() - n->flows_full < FLOWS_FULL_PAUSE;
+}
+
 /* Upstream of the workload, then anybody's destination, then a virtual IP
  * without the port that was dialled: its own row has port 0 and *unknown is
  * set, unless that row stands for every port. Loopback belongs to the application unless it is an upstream. */
 INLINE struct destination *find_destination(struct dial *d, int *unknown)
 {
-	struct destination_key key = {.workload = d->id, .address = d->to};
 	struct destination *to;
 
 	*unknown = 0;
+	d->found.workload = d->id;
+	d->found.address = d->to;
 	if (d->workload->flags & WORKLOAD_UPSTREAMS) {
-		to = bpf_map_lookup_elem(&destinations, &key);
+		to = bpf_map_lookup_elem(&destinations, &d->found);
 		if (to)
 			return to;
 	}
 	if (is_loopback(&d->to))
 		return 0;
-	key.workload = 0;
-	to = bpf_map_lookup_elem(&destinations, &key);
+	d->found.workload = 0;
+	to = bpf_map_lookup_elem(&destinations, &d->found);
 	if (to)
 		return to;
-	key.address.port = 0;
-	to = bpf_map_lookup_elem(&destinations, &key);
+	d->found.address.port = 0;
+	to = bpf_map_lookup_elem(&destinations, &d->found);
 	if (to && !(to->flags & DESTINATION_ANY_PORT))
 		*unknown = 1;
 	return to;
@@ -141,6 +148,16 @@ INLINE void show_on_mptcp(struct dial *d, __u32 flags)
 	s->address = d->to;
 }
 
+INLINE void forget_direct(struct dial *d)
+{
+	__u64 cookie;
+
+	if (!(d->socket->flags & SOCKET_DIRECT))
+		return;
+	cookie = bpf_get_socket_cookie(d->ctx);
+	bpf_map_delete_elem(&directs, &cookie);
+}
+
 /* A socket that an earlier connect(2) captured goes elsewhere now. */
 INLINE void forget_capture(struct dial *d)
 {
@@ -152,6 +169,7 @@ INLINE void forget_capture(struct dial *d)
 		bpf_setsockopt(d->ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof(device));
 		d->socket->device = 0;
 	}
+	forget_direct(d);
 	d->socket->flags = 0;
 	show_on_mptcp(d, 0);
 }
@@ -178,6 +196,7 @@ INLINE enum verdict redirect(struct dial *d, __u32 service, __u32 flags, const s
 		if (device)
 			d->socket->device = device;
 	}
+	forget_direct(d);
 	d->socket->flags = flags;
 	d->socket->workload = d->id;
 	d->socket->service = service;
@@ -214,6 +233,130 @@ INLINE enum verdict judge_dns(struct dial *d)
 	return to_proxy(d, 0, SOCKET_NAMED | SOCKET_DNS, d->node->dns_port);
 }
 
+/* A socket that is bound to where it cannot reach every address of the node
+ * needs the proxy's help. */
+INLINE int is_bound(struct dial *d)
+{
+	struct bpf_sock *sk = d->ctx->sk;
+	struct address source;
+
+	if (sk->bound_dev_if)
+		return 1;
+	if (sk->family == AF_INET) {
+		set_v4(&source, sk->src_ip4);
+	} else {
+		source.ip[0] = sk->src_ip6[0];
+		source.ip[1] = sk->src_ip6[1];
+		source.ip[2] = sk->src_ip6[2];
+		source.ip[3] = sk->src_ip6[3];
+	}
+	return is_loopback(&source);
+}
+
+/* An endpoint that was chosen. */
+struct choice {
+	struct local local;
+	__u32 unspliced; /* why not */
+};
+
+/* Sends the socket to the endpoint itself. The connection is on record before
+ * it exists, so that a policy that changes finds it; without room it goes the
+ * way of the proxy. */
+INLINE enum verdict to_local(struct dial *d, __u32 service, const struct choice *c)
+{
+	const struct local *l = &c->local;
+	struct direct conn;
+	__u64 cookie;
+	enum verdict v;
+
+	__builtin_memset(&conn, 0, sizeof(conn));
+	conn.netns = d->netns;
+	conn.endpoint_netns = l->netns;
+	conn.opened = bpf_ktime_get_ns();
+	conn.workload = d->id;
+	conn.service = service;
+	conn.endpoint = l->workload;
+	conn.flags = d->ctx->family == AF_INET6 ? DIRECT_IPV6 : 0;
+	conn.dialled = d->to;
+	conn.remote = l->address;
+	v = redirect(d, service, SOCKET_NAMED | SOCKET_DIRECT, &l->address);
+	if (v != REWRITE)
+		return v;
+	cookie = bpf_get_socket_cookie(d->ctx);
+	if (bpf_map_update_elem(&directs, &cookie, &conn, BPF_ANY)) {
+		count(directs_full);
+		d->to = conn.dialled;
+		d->socket->flags = 0;
+		show_on_mptcp(d, 0);
+		return LEAVE;
+	}
+	d->socket->netns = l->netns;
+	d->socket->endpoint = l->workload;
+	d->socket->unspliced = d->workload->flags & WORKLOAD_UNSPLICED ? FALLBACK_WORKLOAD : c->unspliced;
+	count_connection(d->id, service, OUTCOME_LOCAL);
+	return REWRITE;
+}
+
+enum candidate { CANDIDATE_TAKEN, CANDIDATE_DENIED, CANDIDATE_UNFIT };
+
+/* Whether d may be sent to c->local. */
+INLINE enum candidate consider(struct dial *d, struct choice *c)
+{
+	struct access_key key = {.netns = c->local.netns, .workload = d->id, .address = c->local.address};
+	enum access *access = bpf_map_lookup_elem(&accesses, &key);
+	struct workload *w;
+	struct port *p;
+
+	if (!access)
+		return CANDIDATE_UNFIT;
+	if (*access == ACCESS_DENY)
+		return CANDIDATE_DENIED;
+	if (*access != ACCESS_DIRECT || is_v4(&c->local.address) != is_v4(&d->to))
+		return CANDIDATE_UNFIT;
+	/* The endpoint's workload itself has to listen there now; who listens
+	 * is known by its cgroup or user, never by the address. */
+	p = find_port(c->local.netns, &c->local.address);
+	if (!p || !(p->flags & PORT_LEARNED) || p->workload != c->local.workload)
+		return CANDIDATE_UNFIT;
+	w = bpf_map_lookup_elem(&workloads, &c->local.workload);
+	if (!w || w->flags & WORKLOAD_BYPASS)
+		return CANDIDATE_UNFIT;
+	if (w->flags & WORKLOAD_UNSPLICED)
+		c->unspliced = FALLBACK_WORKLOAD;
+	else if ((p->flags & (PORT_NONBLOCKING | PORT_BLOCKING)) != PORT_NONBLOCKING)
+		c->unspliced = FALLBACK_BLOCKING;
+	return CANDIDATE_TAKEN;
+}
+
+/* Chooses among the endpoints of this node: LEAVE when the proxy is to choose,
+ * or to help. One at random and, should it be unfit, its neighbour: with more
+ * the verifier would follow too many ways. What is denied at both is refused
+ * here if there are no others. */
+INLINE enum verdict judge_local(struct dial *d, __u32 service)
+{
+	struct locals *all = bpf_map_lookup_elem(&locals, &d->found);
+	enum candidate c1, c2 = CANDIDATE_DENIED;
+	struct choice c;
+	__u32 at;
+
+	if (!all || !all->count || all->count > MAX_LOCALS)
+		return LEAVE;
+	at = bpf_get_prandom_u32() % all->count;
+	c.local = all->at[at & (MAX_LOCALS - 1)];
+	c.unspliced = FALLBACK_NONE;
+	c1 = consider(d, &c);
+	if (c1 != CANDIDATE_TAKEN && all->count > 1) {
+		at = at + 1 < all->count ? at + 1 : 0;
+		c.local = all->at[at & (MAX_LOCALS - 1)];
+		c2 = consider(d, &c);
+	}
+	if (c1 == CANDIDATE_TAKEN || (c2 == CANDIDATE_TAKEN && all->count > 1))
+		return is_bound(d) ? LEAVE : to_local(d, service, &c);
+	if (c1 == CANDIDATE_DENIED && c2 == CANDIDATE_DENIED && all->only && all->count <= 2)
+		return refuse(d, EVENT_REFUSED, REASON_POLICY);
+	return LEAVE;
+}
+
 INLINE enum verdict judge_tcp(struct dial *d)
 {
 	struct destination *to;
@@ -233,6 +376,11 @@ INLINE enum verdict judge_tcp(struct dial *d)
 	if (unknown)
 		return refuse(d, EVENT_REFUSED, REASON_UNKNOWN_PORT);
 	has_listeners = bpf_map_lookup_elem(&namespaces, &d->netns) != 0;
+	if (have_direct && to->flags & DESTINATION_LOCAL && has_listeners && !flows_are_full(d->node)) {
+		v = judge_local(d, to->service);
+		if (v != LEAVE)
+			return v;
+	}
 	if (!proxy_serves(d, has_listeners)) {
 		if (!(d->workload->flags & WORKLOAD_DOWN_DIRECT) || !to->direct.port)
 			return refuse(d, EVENT_REFUSED, REASON_PROXY_DOWN);
@@ -243,7 +391,7 @@ INLINE enum verdict judge_tcp(struct dial *d)
 	}
 	if (!has_listeners)
 		return refuse_without_listeners(d);
-	if (d->node->flows_full && bpf_ktime_get_ns() - d->node->flows_full < FLOWS_FULL_PAUSE)
+	if (flows_are_full(d->node))
 		return refuse(d, EVENT_REFUSED, REASON_FLOWS_FULL);
 	return to_proxy(d, to->service, SOCKET_NAMED | SOCKET_CAPTURED, d->node->outbound_port);
 }

@@ -13,6 +13,7 @@
 #define RULE_PATH 256 /* LPM_DATA_SIZE_MAX */
 #define UNIT_NAME 256 /* NAME_MAX + 1 */
 #define NAME_LENGTH 320
+#define MAX_LOCALS 16 /* a power of two */
 
 /* An address and port. IPv4 is kept in its IPv4-mapped form, so that a socket
  * of either family names a destination in the same way. */
@@ -20,6 +21,12 @@ struct address {
 	__u32 ip[4]; /* network order */
 	__u16 port;  /* host order */
 	__u16 pad;
+};
+
+enum splicing {
+	SPLICING_OFF = 0,  /* what is spliced turns to TCP */
+	SPLICING_TEST = 1, /* only the self-test's own connections */
+	SPLICING_ON = 2,
 };
 
 /* What the programs know about the node: one element, mapped into the memory
@@ -34,11 +41,15 @@ struct node {
 	__u16 mtls_port;
 	__u16 dns_port;
 	__u8 has_users; /* some workload is selected by uid */
-	__u8 pad;
+	__u8 reports;   /* somebody wants to hear of direct connections that close */
 	__u32 last_id; /* of workloads and services, never given twice */
 	/* levels[n] is set when a cgroup of depth n is enrolled; bytes, because
 	 * a bit could not be set without losing another CPU's. */
 	__u8 levels[MAX_LEVELS];
+	enum splicing splicing;
+	/* Counts changes of the workloads' switches, so that a message need not
+	 * look them up. */
+	__u32 splice_generation;
 };
 
 enum workload_flags {
@@ -53,6 +64,7 @@ enum workload_flags {
 	WORKLOAD_STRICT = 1 << 8, /* inbound: neither of the two is off */
 	WORKLOAD_PERMISSIVE = 1 << 9,
 	WORKLOAD_LOCAL_DENY = 1 << 10,
+	WORKLOAD_UNSPLICED = 1 << 11, /* its connections stay TCP */
 };
 
 struct workload {
@@ -65,6 +77,7 @@ struct destination_key {
 };
 
 enum destination_flags {
+	DESTINATION_LOCAL = 1 << 0, /* has an entry in locals, under the same key */
 	DESTINATION_ANY_PORT = 1 << 1, /* the row with port 0 stands for every port */
 };
 
@@ -72,6 +85,122 @@ struct destination {
 	__u32 service;
 	enum destination_flags flags;
 	struct address direct; /* where to go without the proxy; port 0: nowhere */
+};
+
+/* The endpoints of a destination that are workloads of this node, healthy, and
+ * need nothing of the proxy but policy. */
+struct local {
+	__u64 netns; /* where it listens */
+	__u32 workload;
+	struct address address;
+};
+
+struct locals {
+	__u32 count;
+	__u32 only; /* the destination has no other endpoints */
+	struct local at[MAX_LOCALS];
+};
+
+/* Whether a workload may connect to an endpoint of this node. No entry is
+ * ACCESS_PROXY. */
+struct access_key {
+	__u64 netns;
+	__u32 workload;
+	struct address address;
+};
+
+enum access {
+	ACCESS_PROXY = 0, /* the proxy decides */
+	ACCESS_DIRECT,
+	ACCESS_DENY,
+};
+
+/* A connection that goes to its endpoint without the proxy, by the cookie of
+ * the client's socket. */
+enum direct_flags {
+	DIRECT_ADDRESSED = 1 << 0,   /* local and remote are known */
+	DIRECT_ESTABLISHED = 1 << 1,
+	DIRECT_IPV6 = 1 << 2, /* the client's socket, whatever its address */
+	DIRECT_SPLICED = 1 << 3,
+};
+
+enum side { SIDE_CLIENT = 0, SIDE_SERVER = 1 };
+
+struct direct {
+	__u64 netns;          /* of the client */
+	__u64 endpoint_netns;
+	__u64 opened; /* CLOCK_MONOTONIC, ns */
+	__u32 workload;
+	__u32 service;
+	__u32 endpoint; /* workload */
+	enum direct_flags flags;
+	struct address dialled;
+	struct address local;
+	struct address remote; /* the endpoint */
+	__u32 pad;
+	/* Where in the kernel the spliced sockets are, by side: to look at, not
+	 * to hold. What is sent goes by the map, which knows who is alive. */
+	__u64 sockets[2];
+	__u64 sent; /* by the client, as far as it was added up */
+	__u64 received;
+	__u32 closed; /* how many of the ends that the programs follow */
+	__u32 pad2;
+};
+
+/* An end of a spliced connection. The client's cookie and not the addresses:
+ * these come again while a socket that had them before is still in the map. */
+struct splice_key {
+	__u64 client;
+	enum side side;
+	__u32 pad;
+};
+
+/* Why an end sends by TCP. It redirects again when that has passed, and the
+ * other end has read what came by TCP. */
+enum fallback {
+	FALLBACK_NONE = 0,
+	FALLBACK_PEER,     /* the other end is not accepted yet, not spliced, or gone */
+	FALLBACK_MEMORY,   /* the receiver does not keep up */
+	FALLBACK_PAUSED,   /* splicing was turned off */
+	FALLBACK_WORKLOAD, /* it was turned off for one of the workloads */
+	FALLBACK_BLOCKING, /* an end waits inside of read(2), or may */
+	FALLBACK_FULL,     /* no room among the spliced sockets */
+	FALLBACK_CLOSING,  /* no state to send in: TCP knows the error */
+	FALLBACK_OPTIONS,  /* an end uses what only TCP can do: kTLS, zero copy */
+	FALLBACKS,
+};
+
+struct splice {
+	struct splice_key peer;
+	__u64 to;         /* the other end's socket, once it is known */
+	__u64 bytes;      /* sent and not yet counted */
+	__u64 redirected; /* of these, by the map */
+	__u64 messages;   /* redirected */
+	enum fallback fallback; /* why the last message went by TCP */
+	__u32 by_tcp;     /* some did, and the other end may not have read all */
+	__u32 generation;
+	__u32 switched_off; /* as of that generation */
+	__u32 counted;      /* TCP's write_seq when bytes was last added to */
+	__u32 pad;
+	__u32 workload; /* the client's */
+	__u32 service;
+	__u32 endpoint; /* workload */
+	__u32 own;      /* the self-test's */
+};
+
+struct traffic_key {
+	__u32 workload; /* the client's */
+	__u32 service;
+};
+
+struct traffic {
+	__u64 opened;
+	__u64 closed;
+	__u64 spliced;
+	__u64 sent; /* by the client */
+	__u64 received;
+	__u64 redirected; /* of both */
+	__u64 fallbacks[FALLBACKS]; /* of ends, two to a connection */
 };
 
 enum direction { OUT = 0, IN = 1 };
@@ -101,6 +230,8 @@ enum flow_flags {
 	FLOW_CAPTURED = 1 << 0, /* a workload's, for the outbound listener */
 	FLOW_OWN = 1 << 1,      /* the proxy's, for a workload of this node */
 	FLOW_NAMED = 1 << 2,    /* address is the true source */
+	FLOW_DIRECT = 1 << 3,   /* from workload to workload */
+	FLOW_TEST = 1 << 4,   /* the self-test's */
 };
 
 struct flow {
@@ -111,7 +242,7 @@ struct flow {
 	__u32 device; /* the client was bound to it */
 	enum flow_flags flags;
 	struct address address; /* original destination, or true source */
-	__u32 pad;
+	__u32 endpoint;         /* workload, of a direct flow */
 };
 
 enum socket_flags {
@@ -120,14 +251,19 @@ enum socket_flags {
 	SOCKET_CAPTURED = 1 << 2, /* publishes a flow to the outbound listener */
 	SOCKET_DNS = 1 << 3,      /* talks to the DNS proxy instead of address */
 	SOCKET_SOURCE = 1 << 4,   /* own: the server shall see address as client */
+	SOCKET_DIRECT = 1 << 5,   /* goes to a workload of this node */
 };
 
 struct socket {
+	__u64 netns; /* of the endpoint, when direct */
 	enum socket_flags flags;
 	__u32 workload;
 	__u32 service;
 	__u32 device;
 	struct address address;
+	__u32 endpoint; /* workload, when direct */
+	enum fallback unspliced; /* why not, when direct */
+	__u32 pad;
 };
 
 struct port_key {
@@ -139,6 +275,9 @@ struct port_key {
 enum port_flags {
 	PORT_DECLARED = 1 << 0, /* by the configuration */
 	PORT_LEARNED = 1 << 1,  /* somebody listens on it */
+	/* What was seen of the sockets that it accepted: O_NONBLOCK or not. */
+	PORT_NONBLOCKING = 1 << 2,
+	PORT_BLOCKING = 1 << 3,
 };
 
 struct port {
@@ -179,6 +318,7 @@ enum outcome {
 	OUTCOME_PASSTHROUGH,
 	OUTCOME_EXCLUDED,
 	OUTCOME_STEERED,
+	OUTCOME_LOCAL, /* to a workload of this node, without the proxy */
 };
 
 enum reason {
@@ -192,6 +332,7 @@ enum reason {
 	REASON_PORT_TAKEN,      /* bind to a port of the proxy */
 	REASON_PLAINTEXT,       /* inbound strict, from elsewhere */
 	REASON_LOCAL,           /* inbound.local: deny */
+	REASON_POLICY,          /* policy denies it */
 };
 
 struct rejection_key {
@@ -211,6 +352,7 @@ struct counters {
 	__u64 events_lost;
 	__u64 enroll_failed;
 	__u64 ports_full;
+	__u64 directs_full;
 };
 
 enum event_kind {
@@ -218,6 +360,7 @@ enum event_kind {
 	EVENT_NETNS_SEEN,
 	EVENT_ENROLLED,
 	EVENT_GONE,
+	EVENT_CLOSED, /* struct closed_event */
 };
 
 struct event {
@@ -229,4 +372,13 @@ struct event {
 	__u64 netns;
 	struct address address;
 	__u32 pad;
+};
+
+/* A direct connection that was. */
+struct closed_event {
+	enum event_kind kind;
+	__u32 pad;
+	__u64 cookie;
+	__u64 now; /* CLOCK_MONOTONIC, ns */
+	struct direct conn;
 };

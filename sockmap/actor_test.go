@@ -231,14 +231,22 @@ func (c *call) run(r *reply) (err error) {
 	case "listen":
 		return unix.Listen(c.FD, 1024)
 	case "connect":
-		return unix.Connect(c.FD, sockaddr(c.FD, c.Addr))
+		err := unix.Connect(c.FD, sockaddr(c.FD, c.Addr))
+		if !errors.Is(err, unix.EINPROGRESS) {
+			return err
+		}
+		if err := patiently.await(c.FD, unix.POLLOUT); err != nil {
+			return err
+		}
+		failed, err := unix.GetsockoptInt(c.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+		return errors.Join(err, none(syscall.Errno(failed)))
 	case "disconnect":
 		unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
 		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.FD), ptr(&unspec), 16)
 		return none(errno)
 	case "accept":
 		var sa unix.Sockaddr
-		r.FD, sa, err = unix.Accept(c.FD)
+		r.FD, sa, err = unix.Accept4(c.FD, c.Type)
 		r.Addr = addrPort(sa)
 		return err
 	case "getpeername", "getsockname":
@@ -266,6 +274,9 @@ func (c *call) run(r *reply) (err error) {
 	case "recvfrom":
 		buf := make([]byte, 1024)
 		n, sa, err := unix.Recvfrom(c.FD, buf, 0)
+		for errors.Is(err, unix.EAGAIN) && patiently.await(c.FD, unix.POLLIN) == nil {
+			n, sa, err = unix.Recvfrom(c.FD, buf, 0)
+		}
 		r.Data, r.Addr = string(buf[:max(n, 0)]), addrPort(sa)
 		return err
 	case "join": // another cgroup
@@ -291,6 +302,19 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
 	}
 	return netip.AddrPort{}
+}
+
+// A non-blocking connection.
+func (a *actor) dialNonblock(addr string) (int, error) {
+	a.t.Helper()
+	fd := a.socket(domainOf(addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+	return fd, a.connect(fd, addr)
+}
+
+func (a *actor) acceptNonblock(fd int) (int, netip.AddrPort) {
+	a.t.Helper()
+	r := a.must(call{Op: "accept", FD: fd, Type: unix.SOCK_NONBLOCK})
+	return r.FD, r.Addr
 }
 
 func none(errno syscall.Errno) error {

@@ -16,6 +16,8 @@ type plan struct {
 	ids          map[uint32]bool
 	workloads    map[uint32]bpf.CaptureWorkload
 	destinations map[bpf.CaptureDestinationKey]bpf.CaptureDestination
+	locals       map[bpf.CaptureDestinationKey]bpf.CaptureLocals
+	accesses     map[bpf.CaptureAccessKey]bpf.CaptureAccess
 	ports        map[bpf.CapturePortExclusion]uint8
 	cidrs        map[bpf.CaptureCidrExclusion]uint8
 	declared     map[bpf.CapturePortKey]uint32
@@ -86,10 +88,24 @@ func (c *Capture) add(p *plan) error {
 	if err := c.cidrExclusions.put(p.cidrs); err != nil {
 		return err
 	}
+	// What policy takes away it takes away first.
+	if err := c.accesses.put(p.accesses); err != nil {
+		return err
+	}
+	if err := c.locals.put(p.locals); err != nil {
+		return err
+	}
 	if err := c.destinations.put(p.destinations); err != nil {
 		return err
 	}
-	return c.workloads.put(p.workloads)
+	switched := c.switched(p.workloads)
+	if err := c.workloads.put(p.workloads); err != nil {
+		return err
+	}
+	if switched {
+		c.node.SpliceGeneration++
+	}
+	return nil
 }
 
 // selectWorkloads puts the rules in force for processes and cgroups to come.
@@ -130,6 +146,12 @@ func (c *Capture) prune(p *plan) error {
 	if err := c.destinations.prune(p.destinations); err != nil {
 		return err
 	}
+	if err := c.locals.prune(p.locals); err != nil {
+		return err
+	}
+	if err := c.accesses.prune(p.accesses); err != nil {
+		return err
+	}
 	if err := c.portExclusions.prune(p.ports); err != nil {
 		return err
 	}
@@ -145,6 +167,8 @@ func (c *Capture) plan(s *State) (*plan, error) {
 		ids:          make(map[uint32]bool),
 		workloads:    make(map[uint32]bpf.CaptureWorkload, len(s.Workloads)),
 		destinations: make(map[bpf.CaptureDestinationKey]bpf.CaptureDestination, len(s.Destinations)),
+		locals:       make(map[bpf.CaptureDestinationKey]bpf.CaptureLocals),
+		accesses:     make(map[bpf.CaptureAccessKey]bpf.CaptureAccess, len(s.Accesses)),
 		ports:        make(map[bpf.CapturePortExclusion]uint8),
 		cidrs:        make(map[bpf.CaptureCidrExclusion]uint8),
 		declared:     make(map[bpf.CapturePortKey]uint32),
@@ -161,6 +185,11 @@ func (c *Capture) plan(s *State) (*plan, error) {
 	p.rules.seal()
 	for i := range s.Destinations {
 		if err := c.planDestination(p, &s.Destinations[i]); err != nil {
+			return nil, err
+		}
+	}
+	for i := range s.Accesses {
+		if err := c.planAccess(p, &s.Accesses[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -200,6 +229,7 @@ func flagsOf(w *Workload) (flags bpf.CaptureWorkloadFlags) {
 	set(len(w.Exclude.InboundCIDRs) > 0, bpf.CaptureWorkloadFlagsWORKLOAD_IN_CIDRS)
 	set(w.Inbound == mesh.InboundStrict || w.Inbound == "", bpf.CaptureWorkloadFlagsWORKLOAD_STRICT)
 	set(w.Inbound == mesh.InboundPermissive, bpf.CaptureWorkloadFlagsWORKLOAD_PERMISSIVE)
+	set(w.Unspliced, bpf.CaptureWorkloadFlagsWORKLOAD_UNSPLICED)
 	set(w.InboundLocal == mesh.Deny, bpf.CaptureWorkloadFlagsWORKLOAD_LOCAL_DENY)
 	return flags
 }
@@ -247,6 +277,12 @@ func (c *Capture) planDestination(p *plan, d *Destination) error {
 	}
 	if d.Direct.IsValid() {
 		value.Direct = toAddress(d.Direct)
+	}
+	if len(d.Locals) > 0 {
+		if p.locals[key], err = c.planLocals(d); err != nil {
+			return err
+		}
+		value.Flags |= bpf.CaptureDestinationFlagsDESTINATION_LOCAL
 	}
 	p.destinations[key] = value
 	return nil

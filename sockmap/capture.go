@@ -38,12 +38,15 @@ type Capture struct {
 	users          *table[uint32, uint32]
 	workloads      *table[uint32, bpf.CaptureWorkload]
 	destinations   *table[bpf.CaptureDestinationKey, bpf.CaptureDestination]
+	locals         *table[bpf.CaptureDestinationKey, bpf.CaptureLocals]
+	accesses       *table[bpf.CaptureAccessKey, bpf.CaptureAccess]
 	portExclusions *table[bpf.CapturePortExclusion, uint8]
 	cidrExclusions *table[bpf.CaptureCidrExclusion, uint8]
 	cgroups        *cgroups
 	portFilter     []byte                        // in shared memory, one for each port
 	declared       map[bpf.CapturePortKey]uint32 // of the last Apply
 	namespaces     map[uint64]*namespace
+	splicing       SpliceState
 	delayed        []func() error // until the programs are in force
 	yielded        bool
 	kept           []io.Closer // links of what was yielded
@@ -144,6 +147,7 @@ func (c *Capture) install() (err error) {
 	if err := c.adoptNamespaces(); err != nil {
 		return err
 	}
+	c.openSplice()
 	c.background, err = c.startBackground()
 	return err
 }
@@ -175,6 +179,8 @@ func (c *Capture) openTables() (err error) {
 		open(&c.users, maps[bpf.CaptureMapUsers]),
 		open(&c.workloads, maps[bpf.CaptureMapWorkloads]),
 		open(&c.destinations, maps[bpf.CaptureMapDestinations]),
+		open(&c.locals, maps[bpf.CaptureMapLocals]),
+		open(&c.accesses, maps[bpf.CaptureMapAccesses]),
 		open(&c.portExclusions, maps[bpf.CaptureMapPortExclusions]),
 		open(&c.cidrExclusions, maps[bpf.CaptureMapCidrExclusions]),
 	)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf/ringbuf"
 
@@ -19,7 +20,7 @@ import (
 )
 
 // Event is something that happened in the kernel: a *NetNSSeen, *Refused,
-// *CgroupEnrolled or *CgroupGone.
+// *CgroupEnrolled, *CgroupGone or *DirectClosed.
 type Event interface{ event() }
 
 // NetNSSeen means that a workload was refused because its network namespace has
@@ -56,6 +57,11 @@ type CgroupGone struct {
 	Workload mesh.Name
 }
 
+// DirectClosed is a connection between workloads of this node that ended; see
+// ReportDirect.
+type DirectClosed struct{ DirectConnection }
+
+func (*DirectClosed) event()   {}
 func (*NetNSSeen) event()      {}
 func (*Refused) event()        {}
 func (*CgroupEnrolled) event() {}
@@ -100,7 +106,7 @@ func (c *Capture) sweep(b *background) {
 		case <-b.done:
 			return
 		case <-tick.C:
-			if err := c.sweepFlows(); err != nil {
+			if err := errors.Join(c.sweepFlows(), c.sweepDirects()); err != nil {
 				c.log.Error("sweep flows", "error", err)
 			}
 		}
@@ -119,17 +125,37 @@ func (c *Capture) readEvents(b *background) {
 			c.log.Error("read events", "error", err)
 			return
 		}
-		var raw bpf.CaptureEvent
-		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &raw); err != nil {
+		e, err := c.decode(record.RawSample)
+		if err != nil {
 			c.log.Error("decode event", "error", err)
 			continue
 		}
 		select {
-		case c.events <- c.event(&raw):
+		case c.events <- e:
 		case <-b.done:
 			return
 		}
 	}
+}
+
+func (c *Capture) decode(sample []byte) (Event, error) {
+	var raw bpf.CaptureEvent
+	if len(sample) >= 4 && bpf.CaptureEventKind(binary.NativeEndian.Uint32(sample)) == bpf.CaptureEventKindEVENT_CLOSED {
+		var closed bpf.CaptureClosedEvent
+		if _, err := binary.Decode(sample, binary.NativeEndian, &closed); err != nil {
+			return nil, err
+		}
+		// The same once more, by its own type.
+		var d bpf.CaptureDirect
+		if _, err := binary.Decode(sample[unsafe.Offsetof(closed.Conn):], binary.NativeEndian, &d); err != nil {
+			return nil, err
+		}
+		return &DirectClosed{c.directConnection(closed.Cookie, &d, closed.Now)}, nil
+	}
+	if _, err := binary.Decode(sample, binary.NativeEndian, &raw); err != nil {
+		return nil, err
+	}
+	return c.event(&raw), nil
 }
 
 func (c *Capture) event(raw *bpf.CaptureEvent) Event {

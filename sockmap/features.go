@@ -17,6 +17,7 @@ type kernelFeatures struct {
 	probeRead      bool // bpf_probe_read_kernel in sockops
 	mptcp          bool // bpf_skc_to_mptcp_sock: 5.19, 3bc253c2e652
 	ingressIfindex bool // in sk_lookup's context: 5.17, f89315650ba3
+	direct         bool // the verifier follows the direct way; known by trying
 }
 
 func probeFeatures() *kernelFeatures {
@@ -26,6 +27,7 @@ func probeFeatures() *kernelFeatures {
 		probeRead:      features.HaveProgramHelper(ebpf.SockOps, asm.FnProbeReadKernel) == nil,
 		mptcp:          features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToMptcpSock) == nil,
 		ingressIfindex: hasIngressIfindex(),
+		direct:         true,
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 func TestFeaturesHere(t *testing.T) {
-	if f := *probeFeatures(); f != (kernelFeatures{true, true, true, true, true}) {
+	if f := *probeFeatures(); f != (kernelFeatures{true, true, true, true, true, true}) {
 		t.Errorf("features %+v of a kernel that has them all", f)
 	}
 }

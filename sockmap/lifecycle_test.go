@@ -18,7 +18,7 @@ import (
 // pinned returns the ids of the links, and of the programs that they run.
 func (w *world) pinned() (links map[string]link.ID, programs map[string]uint32) {
 	w.t.Helper()
-	dir := filepath.Join(bpffs, "meshproxy", w.opts.Instance, "v1", "links")
+	dir := filepath.Join(bpffs, "meshproxy", w.opts.Instance, layoutDir, "links")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		w.t.Fatal(err)
@@ -92,7 +92,7 @@ func TestUpgrade(t *testing.T) {
 	w.start()
 	w.apply(State{Workloads: []Workload{w.workload("web")}, Destinations: []Destination{destination("240.240.0.1:80", "db")}})
 	links, programs := w.pinned()
-	constants := filepath.Join(bpffs, "meshproxy", w.opts.Instance, "v1", "maps", constantsPin)
+	constants := filepath.Join(bpffs, "meshproxy", w.opts.Instance, layoutDir, "maps", constantsPin)
 	if err := os.Remove(constants); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestResize(t *testing.T) {
 func (w *world) age() (dir string) {
 	w.t.Helper()
 	dir = filepath.Join(bpffs, "meshproxy", w.opts.Instance)
-	if err := os.Rename(filepath.Join(dir, "v1"), filepath.Join(dir, "v0")); err != nil {
+	if err := os.Rename(filepath.Join(dir, layoutDir), filepath.Join(dir, "v0")); err != nil {
 		w.t.Fatal(err)
 	}
 	return dir
@@ -164,7 +164,7 @@ func TestOtherLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.open()
-	if !exists(filepath.Join(dir, "v0")) || exists(filepath.Join(dir, "v1")) {
+	if !exists(filepath.Join(dir, "v0")) || exists(filepath.Join(dir, layoutDir)) {
 		t.Error("the state was replaced before there is another")
 	}
 	// The old program captures it still, in the old map.
@@ -186,7 +186,7 @@ func TestOtherLayout(t *testing.T) {
 		}
 	}
 	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 1 || left[0].Name() != "v1" {
+	if err != nil || len(left) != 1 || left[0].Name() != layoutDir {
 		t.Errorf("state directory has %v, %v", left, err)
 	}
 	if _, err := w.process("web").dial("240.240.0.1:80"); err != nil {

@@ -72,9 +72,9 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 	for name := range replacements {
 		l.pinned[name] = true
 	}
-	l.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	l.coll, err = newCollection(spec, replacements, opts)
 	if err != nil {
-		return nil, fmt.Errorf("load programs: %w", err)
+		return nil, err
 	}
 	if l.same, err = sameConstants(l.coll.Maps[constantsMap], mapsDir(k.dir)); err != nil {
 		k.close()
@@ -93,6 +93,26 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 		}
 	}
 	return k, nil
+}
+
+// newCollection loads the programs: without the direct way where the kernel's
+// verifier does not follow all of it, since capture has to work there too.
+func newCollection(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, opts *Options) (*ebpf.Collection, error) {
+	co := ebpf.CollectionOptions{MapReplacements: maps}
+	coll, err := ebpf.NewCollectionWithOptions(spec, co)
+	var refused *ebpf.VerifierError
+	if errors.As(err, &refused) {
+		opts.Logger.Warn("workloads of this node use the proxy among themselves", "error", refused)
+		opts.features.direct = false
+		if err := setConstants(spec, map[string]any{"have_direct": flag(false)}); err != nil {
+			return nil, err
+		}
+		coll, err = ebpf.NewCollectionWithOptions(spec, co)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	return coll, nil
 }
 
 // install makes sure that the state below p is that of this build: adopts what
@@ -186,11 +206,17 @@ func captureSpec(root *cgroupRoot, opts *Options) (*ebpf.CollectionSpec, error) 
 		return nil, fmt.Errorf("read programs: %w", err)
 	}
 	spec.Maps[bpf.CaptureMapFlows].MaxEntries = opts.MaxFlows
+	for name, n := range map[string]uint32{bpf.CaptureMapSpliced: opts.maxSpliced, bpf.CaptureMapDirects: opts.maxDirects} {
+		if n > 0 {
+			spec.Maps[name].MaxEntries = n
+		}
+	}
 	constants := map[string]any{
 		"have_set_retval": flag(opts.features.setRetval),
 		"have_pid":        flag(opts.features.pid),
 		"have_probe_read": flag(opts.features.probeRead),
 		"have_mptcp":      flag(opts.features.mptcp),
+		"have_direct":     flag(opts.features.direct),
 		"root_length":     uint32(len(root.path)),
 	}
 	return spec, setConstants(spec, constants)

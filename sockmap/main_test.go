@@ -104,3 +104,6 @@ func removeCgroup(dir string) {
 		}
 	}
 }
+
+// layoutDir is where the state of this layout is pinned.
+var layoutDir = fmt.Sprintf("v%d", layout)

@@ -87,6 +87,9 @@ type Options struct {
 
 	// features are those of the kernel, unless a test wants less.
 	features *kernelFeatures
+	// maxSpliced and maxDirects, if not 0, are the sizes of the maps, for
+	// tests of what happens when they are full.
+	maxSpliced, maxDirects uint32
 }
 
 func (o *Options) complete() error {

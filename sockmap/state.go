@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/meshproxy/meshproxy/bpf"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
@@ -16,6 +17,9 @@ import (
 type State struct {
 	Workloads    []Workload
 	Destinations []Destination
+	// Accesses say who may connect to the Locals of the destinations; a pair
+	// that is not there is Ask.
+	Accesses []Access
 }
 
 // Workload is a workload of this node as the kernel sees it.
@@ -30,6 +34,8 @@ type Workload struct {
 	Egress       mesh.EgressMode
 	OnProxyDown  mesh.ProxyDownMode
 	Bypass       bool
+	// Unspliced keeps its connections to other workloads of the node TCP.
+	Unspliced bool
 	// InboundPorts are protected in addition to those that the workload
 	// listens on.
 	InboundPorts []uint16
@@ -53,7 +59,47 @@ type Destination struct {
 	// Direct is where connections of workloads with onProxyDown: direct go
 	// while the proxy is away; the zero value means that they are refused.
 	Direct netip.AddrPort
+	// Locals are those endpoints that workloads may be led to without the
+	// proxy; no more than MaxLocals of them are used.
+	Locals []Local
+	// OnlyLocal says that there are no other endpoints: a workload that is
+	// denied all of them is refused without asking the proxy.
+	OnlyLocal bool
 }
+
+// MaxLocals is how many endpoints of this node one destination can have.
+const MaxLocals = len(bpf.CaptureLocals{}.At)
+
+// Local is an endpoint that is a workload of this node.
+type Local struct {
+	Addr     netip.AddrPort
+	Workload mesh.Name
+	// NetNS is the cookie of the namespace where it listens; 0 means the
+	// namespace of the calling process.
+	NetNS uint64
+}
+
+// Access is what policy says of a workload and an endpoint of this node.
+type Access struct {
+	Source  mesh.Name
+	Local   Local
+	Verdict Verdict
+}
+
+// Verdict is the part of policy that the kernel decides by itself.
+type Verdict uint32
+
+// The verdicts.
+const (
+	// Ask leaves the decision to the proxy.
+	Ask = Verdict(bpf.CaptureAccessACCESS_PROXY)
+	// Allow lets the workload connect to the endpoint itself.
+	Allow = Verdict(bpf.CaptureAccessACCESS_DIRECT)
+	// Deny refuses it with ECONNREFUSED, as everything that is refused in
+	// the kernel: applications take it for a service that is not there and
+	// try again, where EPERM or EACCES would be taken for a broken setup.
+	Deny = Verdict(bpf.CaptureAccessACCESS_DENY)
+)
 
 // WorkloadOf returns w as the kernel sees it. InboundPorts and NetNS are left
 // to the caller, who knows the endpoints and the namespaces.
@@ -67,6 +113,7 @@ func WorkloadOf(w *mesh.Workload) Workload {
 		Egress:       w.Egress,
 		OnProxyDown:  w.OnProxyDown,
 		Bypass:       w.Bypass,
+		Unspliced:    w.Splice == mesh.SpliceOff,
 	}
 }
 
@@ -94,6 +141,17 @@ func (s *State) validate() error {
 		}
 		if d.Workload != (mesh.Name{}) && !names[d.Workload] {
 			return fmt.Errorf("destination %s: unknown workload %s", d.Addr, d.Workload)
+		}
+		for _, l := range d.Locals {
+			if !names[l.Workload] {
+				return fmt.Errorf("destination %s: unknown workload %s", d.Addr, l.Workload)
+			}
+		}
+	}
+	for i := range s.Accesses {
+		a := &s.Accesses[i]
+		if !names[a.Source] || !names[a.Local.Workload] {
+			return fmt.Errorf("access of %s to %s: unknown workload", a.Source, a.Local.Workload)
 		}
 	}
 	return nil

@@ -27,6 +27,7 @@ const (
 	ReasonPortTaken    = Reason(bpf.CaptureReasonREASON_PORT_TAKEN)
 	ReasonPlaintext    = Reason(bpf.CaptureReasonREASON_PLAINTEXT)
 	ReasonLocal        = Reason(bpf.CaptureReasonREASON_LOCAL)
+	ReasonPolicy       = Reason(bpf.CaptureReasonREASON_POLICY)
 )
 
 var reasons = map[Reason]string{
@@ -40,6 +41,7 @@ var reasons = map[Reason]string{
 	ReasonPortTaken:    "port belongs to the proxy",
 	ReasonPlaintext:    "plaintext",
 	ReasonLocal:        "local process is no workload",
+	ReasonPolicy:       "denied by policy",
 }
 
 func (r Reason) String() string {
@@ -60,6 +62,7 @@ const (
 	OutcomePassthrough = Outcome(bpf.CaptureOutcomeOUTCOME_PASSTHROUGH)
 	OutcomeExcluded    = Outcome(bpf.CaptureOutcomeOUTCOME_EXCLUDED)
 	OutcomeSteered     = Outcome(bpf.CaptureOutcomeOUTCOME_STEERED)
+	OutcomeLocal       = Outcome(bpf.CaptureOutcomeOUTCOME_LOCAL)
 )
 
 var outcomes = map[Outcome]string{
@@ -69,6 +72,7 @@ var outcomes = map[Outcome]string{
 	OutcomePassthrough: "passthrough",
 	OutcomeExcluded:    "excluded",
 	OutcomeSteered:     "steered",
+	OutcomeLocal:       "local",
 }
 
 func (o Outcome) String() string {
@@ -91,6 +95,13 @@ type Stats struct {
 	EnrollFailed uint64
 	// PortsFull counts ports that found no room among the protected.
 	PortsFull uint64
+	// DirectsFull counts connections between workloads of this node that
+	// took the way of the proxy because there was no room to note them.
+	DirectsFull uint64
+	// Traffic is what went between workloads of this node without the proxy.
+	Traffic []Traffic
+	// Splice says whether connections are spliced.
+	Splice SpliceState
 	// Flows are on record now: connections between connect and accept.
 	Flows int
 }
@@ -147,7 +158,12 @@ func (c *Capture) Stats() (Stats, error) {
 		s.EventsLost += cpu.EventsLost
 		s.EnrollFailed += cpu.EnrollFailed
 		s.PortsFull += cpu.PortsFull
+		s.DirectsFull += cpu.DirectsFull
 	}
+	if s.Traffic, err = c.traffic(); err != nil {
+		return Stats{}, err
+	}
+	s.Splice = c.splicing
 	flows, err := contents[bpf.CaptureFlowKey, bpf.CaptureFlow](maps[bpf.CaptureMapFlows])
 	if err != nil {
 		return Stats{}, err

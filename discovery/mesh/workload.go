@@ -35,6 +35,9 @@ type Workload struct {
 	// MTLSPort is the port on which the node takes mutual TLS connections for
 	// this workload alone, from clients that send no server name; 0 means none.
 	MTLSPort uint16 `json:"mtlsPort,omitempty"`
+	// Splice says whether its connections to other workloads of the node may
+	// be spliced in the kernel; empty means SpliceOn.
+	Splice SpliceMode `json:"splice,omitempty"`
 	// Bypass takes the workload out of the mesh: nothing is captured.
 	Bypass bool `json:"bypass,omitempty"`
 }
@@ -108,6 +111,17 @@ type EgressMode string
 const (
 	EgressPassthrough    EgressMode = "passthrough"
 	EgressRegisteredOnly EgressMode = "registered-only"
+)
+
+// SpliceMode says whether a workload's connections may be spliced.
+type SpliceMode string
+
+// The splice modes.
+const (
+	SpliceOn SpliceMode = "on"
+	// SpliceOff is for applications that receive by splice(2), which finds
+	// nothing on a spliced socket.
+	SpliceOff SpliceMode = "off"
 )
 
 // ProxyDownMode says what happens to connections that need the proxy while it

@@ -47,6 +47,7 @@ func (d *decoder) workload(m *yamlconf.Map) {
 	w.InboundLocal = either(m.Get("inboundLocal"), d.opts.Defaults.InboundLocal, mesh.Allow, mesh.Deny)
 	w.Egress = either(m.Get("egress"), d.opts.Defaults.Egress, mesh.EgressPassthrough, mesh.EgressRegisteredOnly)
 	w.OnProxyDown = either(m.Get("onProxyDown"), d.opts.Defaults.OnProxyDown, mesh.ProxyDownRefuse, mesh.ProxyDownDirect)
+	w.Splice = either(m.Get("splice"), "", mesh.SpliceOn, mesh.SpliceOff)
 	if v := m.Get("maxConnections"); v.Present() {
 		w.MaxConnections = int(v.Int(1, 1<<24))
 	}

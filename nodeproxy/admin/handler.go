@@ -35,6 +35,7 @@ func newHandler(o *Options) http.Handler {
 		}
 		return b, n.SetBypass(ctx, b)
 	}))
+	short.HandleFunc("PUT /v1/splice", post(o.Log, n.SetSplice))
 	short.HandleFunc("POST /v1/drain", get(o.Log, n.Drain))
 	short.HandleFunc("GET /v1/log/level", get(o.Log, func(context.Context) (api.LogLevel, error) {
 		return levelOf(o.Level), nil

@@ -22,6 +22,8 @@ type Node interface {
 	CA(ctx context.Context) (api.CA, error)
 	// SetBypass lasts until it is set again, or until the node restarts.
 	SetBypass(ctx context.Context, b api.Bypass) error
+	// SetSplice lasts as long, and answers with what is in force then.
+	SetSplice(ctx context.Context, c api.SpliceControl) (api.Splice, error)
 	// Reload changes nothing when it returns an error.
 	Reload(ctx context.Context) (api.Reload, error)
 	// Upgrade gives way to a new process of what lies where the executable

@@ -65,6 +65,10 @@ func (n *fakeNode) SetBypass(_ context.Context, b api.Bypass) error {
 	return nil
 }
 
+func (n *fakeNode) SetSplice(_ context.Context, c api.SpliceControl) (api.Splice, error) {
+	return api.Splice{On: !c.Pause, Paused: c.Pause}, nil
+}
+
 func (n *fakeNode) Reload(context.Context) (api.Reload, error) {
 	return api.Reload{Changed: []string{"log.level"}}, n.reloadErr
 }
@@ -144,6 +148,11 @@ func TestQuestions(t *testing.T) {
 	check(t, f.client.SetBypass(ctx, api.Bypass{Workload: "front", Bypass: true}))
 	if diff := cmp.Diff([]api.Bypass{{Workload: "front", Bypass: true}}, f.node.bypass); diff != "" {
 		t.Error(diff)
+	}
+	splice, err := f.client.SetSplice(ctx, api.SpliceControl{Pause: true})
+	check(t, err)
+	if splice.On || !splice.Paused {
+		t.Errorf("splice %+v", splice)
 	}
 	explanation, err := f.client.ExplainPolicy(ctx, api.PolicyQuery{From: "front", To: "web", Port: 80})
 	check(t, err)

@@ -37,7 +37,7 @@ func (c *commands) connections() *cobra.Command {
 	flags.StringVar(&filter.Source, "source", "", "only from this workload")
 	flags.StringVar(&filter.Destination, "destination", "", "only to this workload")
 	flags.StringVar(&filter.Service, "service", "", "only to this service")
-	flags.StringVar(&filter.Path, "path", "", "only on this path: direct, splice, hbone, mtls, plaintext, passthrough")
+	flags.StringVar(&filter.Path, "path", "", "only on this path: direct, local, splice, hbone, mtls, plaintext, passthrough")
 	flags.StringVar(&filter.Direction, "direction", "", "only outbound or inbound")
 	flags.IntVar(&filter.Limit, "limit", 0, "at most so many")
 	return cmd

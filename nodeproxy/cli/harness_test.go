@@ -136,10 +136,13 @@ func healthy() api.Status {
 	return api.Status{
 		Node: "a", Address: "192.0.2.1", TrustDomain: "mesh.internal", Version: "v0.1.0", PID: 42,
 		Started: noon.Add(-3*time.Hour - 12*time.Minute), State: api.StateReady,
-		Config:    api.ConfigStatus{File: "/etc/meshproxy/meshproxy.yaml", LoadedAt: noon.Add(-3 * time.Hour)},
-		Snapshot:  api.Snapshot{Version: 12, Built: noon.Add(-5 * time.Second), Services: 2, Endpoints: 3, Policies: 1},
-		Sources:   []api.Source{{Name: "static", Ready: true}},
-		Capture:   api.Capture{Attached: true, CgroupRoot: "/sys/fs/cgroup", Captured: 120, Passthrough: 33, Refused: 2, Flows: 1},
+		Config:   api.ConfigStatus{File: "/etc/meshproxy/meshproxy.yaml", LoadedAt: noon.Add(-3 * time.Hour)},
+		Snapshot: api.Snapshot{Version: 12, Built: noon.Add(-5 * time.Second), Services: 2, Endpoints: 3, Policies: 1},
+		Sources:  []api.Source{{Name: "static", Ready: true}},
+		Capture: api.Capture{
+			Attached: true, CgroupRoot: "/sys/fs/cgroup", Captured: 120, Passthrough: 33, Refused: 2, Flows: 1,
+			Splice: api.Splice{On: true, Opened: 9, Spliced: 8, Sent: 700, Received: 300, Redirected: 950},
+		},
 		Identity:  api.Identity{Provider: "embedded", Leaves: 1, NextExpiry: noon.Add(12 * time.Hour)},
 		Workloads: api.WorkloadCount{Configured: 4, Running: 3, Bypassed: 1},
 		Traffic:   api.Traffic{Active: 12, Opened: 345, Sent: 1536, Received: 3 << 30},
@@ -226,6 +229,13 @@ func (n *fakeNode) SetBypass(_ context.Context, b api.Bypass) error {
 	}
 	n.bypass = append(n.bypass, b)
 	return nil
+}
+
+func (n *fakeNode) SetSplice(_ context.Context, s api.SpliceControl) (api.Splice, error) {
+	if s.Pause {
+		return api.Splice{Paused: true, Reason: "paused"}, nil
+	}
+	return api.Splice{On: true}, nil
 }
 
 func (n *fakeNode) Reload(context.Context) (api.Reload, error) {

@@ -112,6 +112,8 @@ func TestColours(t *testing.T) {
 
 func TestNodeCommands(t *testing.T) {
 	n := startNode(t)
+	n.ask(t, "splice", "pause").expect(t, ExitOK, "Splicing is off: paused.")
+	n.ask(t, "splice", "resume").expect(t, ExitOK, "Splicing is on.")
 	n.ask(t, "bypass", "shop").expect(t, ExitOK, "shop bypasses the mesh.")
 	n.ask(t, "bypass", "shop", "--off").expect(t, ExitOK, "shop is in the mesh.")
 	n.ask(t, "bypass", "nobody").expect(t, ExitFailure, `no workload "nobody"`)

@@ -54,6 +54,7 @@ func renderStatus(p *page, s *api.Status) {
 	}
 	rows = append(rows,
 		[]cell{text("capture"), captureCell(&s.Capture)},
+		[]cell{text("splicing"), spliceCell(&s.Capture.Splice)},
 		[]cell{text("identity"), identityCell(p, s)},
 		[]cell{text("workloads"), text(workloadsLine(s.Workloads))},
 		[]cell{text("traffic"), text(fmt.Sprintf("%d open, %d opened, %s sent, %s received",

@@ -20,6 +20,7 @@ type Config struct {
 	Node         Node
 	Cgroup       Cgroup
 	BPF          BPF
+	Splicing     Splicing
 	StateDir     string
 	RunDir       string
 	NetNSHelper  string
@@ -63,6 +64,18 @@ type Cgroup struct {
 
 // CgroupAuto finds the cgroup2 mount.
 const CgroupAuto = "auto"
+
+// Splicing says whether connections between workloads of this node go without
+// the proxy.
+type Splicing string
+
+// The values of splicing.
+const (
+	SplicingOff Splicing = "off"
+	// SplicingAuto: where policy allows, and spliced where the self-test finds
+	// that it is safe.
+	SplicingAuto Splicing = "auto"
+)
 
 // BPF says where the state in the kernel is kept.
 type BPF struct {

@@ -88,6 +88,10 @@ var table = []key{
 		func(c *Config) value { return number(&c.BPF.MaxFlows, 1024, 1<<24) },
 	},
 	{
+		"splicing", string(SplicingOff), "auto: connections between workloads of this node go without the proxy, where policy needs nothing of it, and are spliced in the kernel, where a test at start finds it safe. off: they take the way of the proxy.", false,
+		func(c *Config) value { return enum(&c.Splicing, SplicingOff, SplicingAuto) },
+	},
+	{
 		"stateDir", "/var/lib/meshproxy", "What outlives a restart: the embedded CA, the last snapshot, the virtual IPs.", true,
 		func(c *Config) value { return absolute(&c.StateDir, "an absolute path") },
 	},

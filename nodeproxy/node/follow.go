@@ -20,6 +20,10 @@ import (
 // nothing changed: listeners and namespaces come and go without a word.
 const resync = 10 * time.Second
 
+// unaddressed is when a connection that was just being opened under the policy
+// before can be closed.
+const unaddressed = 50 * time.Millisecond
+
 // bypassed are the workloads that a command took out of the mesh.
 type bypassed struct {
 	mu    sync.Mutex
@@ -171,7 +175,7 @@ func (n *Node) applyCapture(ctx context.Context) {
 		// be refused because the proxy seems to be away.
 		n.heartbeat()
 	}
-	err := n.capture.Apply(captureState(s, n.namespaces.cookieOf, n.bypassed.all()))
+	err := n.capture.Apply(n.kernelState(s))
 	if errors.Is(err, sockmap.ErrYielded) {
 		return // to a process that may yet give it back
 	}
@@ -179,6 +183,9 @@ func (n *Node) applyCapture(ctx context.Context) {
 	if err != nil {
 		n.log.Error("apply snapshot to the kernel", "version", s.Version(), "error", err)
 		return
+	}
+	if n.closeIllegal() {
+		time.AfterFunc(unaddressed, n.reloads.applySoon)
 	}
 	if n.tookOver() {
 		n.becomeReady(s)
@@ -257,6 +264,8 @@ func (n *Node) watchKernel() {
 			n.log.Debug("cgroup gone", "workload", e.Workload, "cgroup", e.ID)
 		case *sockmap.Refused:
 			n.refusedInKernel(e)
+		case *sockmap.DirectClosed:
+			n.directClosed(&e.DirectConnection)
 		}
 	}
 }
@@ -286,6 +295,8 @@ func kernelReason(r sockmap.Reason) (why reason.Reason, inbound bool) {
 		return reason.LimitFlows, false
 	case sockmap.ReasonNoMemory:
 		return reason.LimitMemory, false
+	case sockmap.ReasonPolicy:
+		return reason.PolicyDenied, false
 	case sockmap.ReasonPlaintext:
 		return reason.PlaintextRefused, true
 	case sockmap.ReasonLocal:

@@ -91,15 +91,18 @@ type Node struct {
 	admin      *admin.Server
 	manager    systemd.Notifier
 
-	upgrades   upgrades
-	changed    <-chan struct{} // the merger's store
-	bypassed   bypassed
-	reloads    reloads
-	applyError lastError
-	ready      atomic.Bool // the first snapshot is in force
-	draining   atomic.Bool
-	returning  atomic.Bool // it stops, and another process will find its listeners open
-	tasks      sync.WaitGroup
+	upgrades upgrades
+	changed  <-chan struct{} // the merger's store
+	bypassed bypassed
+	locals   locals
+	// splicePaused: by a command.
+	splicePaused atomic.Bool
+	reloads      reloads
+	applyError   lastError
+	ready        atomic.Bool // the first snapshot is in force
+	draining     atomic.Bool
+	returning    atomic.Bool // it stops, and another process will find its listeners open
+	tasks        sync.WaitGroup
 }
 
 // Run runs a node until ctx is done, then drains it. It returns nil after an
@@ -150,6 +153,7 @@ func (n *Node) start(ctx context.Context) error {
 		{"trust", n.followTrust},
 		{"sources", n.startSources},
 		{"taking over", n.takeOver},
+		{"splice", n.startSplice},
 		{"admin", n.startAdmin},
 		{"mesh", n.follow},
 	} {
@@ -192,6 +196,7 @@ func (n *Node) startCapture(context.Context) error {
 		return err
 	}
 	n.namespaces = newNamespaces(n.capture, portsOf(c), way, n.sockets, n.log, n.acceptIn)
+	n.metrics.FromKernel(n.directViews)
 	n.tasks.Go(n.watchKernel)
 	return nil
 }

@@ -174,6 +174,9 @@ func (n *Node) apply(c *config.Config) error {
 		}
 		n.options.Level.Set(level)
 	}
+	if err := n.applySplicing(c); err != nil {
+		return err
+	}
 	n.static.Reload(n.staticOptions(c))
 	if n.consul != nil {
 		n.consul.Reload(c.ConsulOptions())

@@ -195,12 +195,15 @@ func (n *Node) captureStatus(c *config.Config) api.Capture {
 			st.Captured += k.Count
 		case sockmap.OutcomePassthrough:
 			st.Passthrough += k.Count
+		case sockmap.OutcomeLocal:
+			st.Local += k.Count
 		}
 	}
 	for _, r := range stats.Refusals {
 		st.Refused += r.Count
 	}
 	st.Flows = stats.Flows
+	st.Splice = *spliceStatus(&stats)
 	return st
 }
 

@@ -52,7 +52,7 @@ func (n *Node) takeOver(ctx context.Context) error {
 	n.decideBy(s)
 	n.warmLeaves(ctx)
 	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
-	if err := n.capture.Prepare(captureState(s, n.namespaces.cookieOf, n.bypassed.all())); err != nil {
+	if err := n.capture.Prepare(n.kernelState(s)); err != nil {
 		return err
 	}
 	serving := handover.Serving{Version: n.options.Version, Apart: n.capture.Apart()}

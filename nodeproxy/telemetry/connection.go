@@ -130,7 +130,8 @@ func (c *Connection) View() View {
 	}
 }
 
-// Connections returns what is open, oldest first, as long as keep (nil: all)
+// Connections returns what is open, oldest first, and then what the kernel
+// carries, as long as keep (nil: all)
 // wants it.
 func (m *Metrics) Connections(keep func(*View) bool) []View {
 	m.mu.Lock()
@@ -147,7 +148,7 @@ func (m *Metrics) Connections(keep func(*View) bool) []View {
 		s.mu.Unlock()
 	}
 	slices.SortFunc(views, func(a, b View) int { return cmp.Compare(a.ID, b.ID) })
-	return views
+	return append(views, m.kernelConnections(keep)...)
 }
 
 // list is a list of connections through their own pointers: being on it costs

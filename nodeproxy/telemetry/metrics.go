@@ -57,6 +57,7 @@ type Metrics struct {
 	log       *slog.Logger
 	lastID    atomic.Uint64
 	watchers  watchers
+	kernel    func() []View
 
 	// Handshakes and DNS are counted by those who do them.
 	Handshakes *Handshakes

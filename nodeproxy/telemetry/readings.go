@@ -76,6 +76,26 @@ type CaptureReading struct {
 	// HeartbeatAge is how long ago the data path was last seen alive.
 	HeartbeatAge time.Duration
 	Destinations []CaptureDestination
+	Direct       DirectReading
+}
+
+// DirectReading is what went between workloads of this node without the proxy.
+type DirectReading struct {
+	On                      bool // new connections are spliced
+	Opened, Closed, Spliced uint64
+	Sent, Received          uint64
+	Redirected              uint64 // of both: not by TCP
+	// Fallbacks counts how often an end began to send by TCP, by reason.
+	Fallbacks map[string]uint64
+	Pairs     []DirectPair
+}
+
+// DirectPair is the part of a workload and a service.
+type DirectPair struct {
+	Workload, Service       string
+	Opened, Closed, Spliced uint64
+	Sent, Received          uint64
+	Redirected              uint64
 }
 
 // CaptureDestination counts what a workload dialled.
@@ -104,6 +124,13 @@ var (
 	captureFlowsDesc    = desc("capture_flows", "Entries of the flow map.")
 	captureBeatDesc     = desc("capture_heartbeat_age_seconds", "Time since the kernel last saw the data path alive.")
 	captureDestDesc     = desc("capture_destination_connections_total", "Connections that capture saw, by workload and service.", "source", "service")
+	directOpenedDesc    = desc("direct_connections_opened_total", "Connections between workloads of this node without the proxy.", "source", "service")
+	directClosedDesc    = desc("direct_connections_closed_total", "Those of them that are closed.", "source", "service")
+	directSplicedDesc   = desc("direct_connections_spliced_total", "Those of them that began spliced.", "source", "service")
+	directBytesDesc     = desc("direct_bytes_total", "Bytes that they carried; sent by the source, or received.", "source", "service", "direction")
+	directRedirectDesc  = desc("direct_redirected_bytes_total", "Those of them, in both directions, that did not go by TCP.", "source", "service")
+	directFallbackDesc  = desc("splice_fallbacks_total", "How often an end of a direct connection began to send by TCP.", "reason")
+	spliceOnDesc        = desc("splice_on", "1 when new direct connections are spliced.")
 	generationDesc      = desc("generation", "How many processes have handed over to one another, this one included.")
 	upgradedDesc        = desc("upgraded_timestamp_seconds", "When this process took over from another one.")
 	upgradesFailedDesc  = desc("upgrades_failed_total", "Upgrades that changed nothing.")
@@ -203,8 +230,24 @@ func (c readingCollector) collectCapture(ch chan<- prometheus.Metric) {
 	}
 	ch <- gauge(captureFlowsDesc, float64(r.Flows))
 	ch <- gauge(captureBeatDesc, r.HeartbeatAge.Seconds())
+	collectDirect(ch, &r.Direct)
 	for _, d := range r.Destinations {
 		ch <- counter(captureDestDesc, float64(d.Connections), d.Workload, d.Service)
+	}
+}
+
+func collectDirect(ch chan<- prometheus.Metric, r *DirectReading) {
+	ch <- gauge(spliceOnDesc, flag(r.On))
+	for why, n := range r.Fallbacks {
+		ch <- counter(directFallbackDesc, float64(n), why)
+	}
+	for _, p := range r.Pairs {
+		ch <- counter(directOpenedDesc, float64(p.Opened), p.Workload, p.Service)
+		ch <- counter(directClosedDesc, float64(p.Closed), p.Workload, p.Service)
+		ch <- counter(directSplicedDesc, float64(p.Spliced), p.Workload, p.Service)
+		ch <- counter(directBytesDesc, float64(p.Sent), p.Workload, p.Service, "sent")
+		ch <- counter(directBytesDesc, float64(p.Received), p.Workload, p.Service, "received")
+		ch <- counter(directRedirectDesc, float64(p.Redirected), p.Workload, p.Service)
 	}
 }
 

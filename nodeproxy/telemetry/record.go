@@ -26,6 +26,7 @@ type Path string
 const (
 	PathDirect      Path = "direct"      // between two workloads of this node, through the proxy
 	PathSplice      Path = "splice"      // between two workloads of this node, in the kernel
+	PathLocal       Path = "local"       // between two workloads of this node, by TCP
 	PathHBONE       Path = "hbone"       // in an HTTP/2 CONNECT tunnel
 	PathMTLS        Path = "mtls"        // in a TLS connection of its own
 	PathPlaintext   Path = "plaintext"   // inbound without a tunnel

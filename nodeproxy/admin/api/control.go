@@ -60,6 +60,11 @@ type Bypass struct {
 	Bypass   bool   `json:"bypass"`
 }
 
+// SpliceControl turns splicing off, or back on where it is safe.
+type SpliceControl struct {
+	Pause bool `json:"pause"`
+}
+
 // Reload is what a reload did.
 type Reload struct {
 	// Changed are the keys that changed and are in force now.

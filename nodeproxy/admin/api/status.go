@@ -104,8 +104,35 @@ type Capture struct {
 	Passthrough uint64 `json:"passthrough"`
 	Refused     uint64 `json:"refused"`
 	Flows       int    `json:"flows"`
+	// Local are connections between workloads of this node that went without
+	// the proxy.
+	Local  uint64 `json:"local,omitempty"`
+	Splice Splice `json:"splice"`
 	// Error is why the figures could not be read.
 	Error string `json:"error,omitempty"`
+}
+
+// Splice is the state of the in-kernel path between workloads of this node, and
+// what went without the proxy, spliced or not.
+type Splice struct {
+	On     bool `json:"on"`
+	Paused bool `json:"paused,omitempty"`
+	// Reason is why it is not on.
+	Reason string `json:"reason,omitempty"`
+	// Test is what the self-test at start took, and what a receiver that does
+	// not read let its sender send, by family.
+	Test     time.Duration  `json:"testNanos,omitempty"`
+	Accepted map[string]int `json:"acceptedBytes,omitempty"`
+	Opened   uint64         `json:"opened"`
+	Active   uint64         `json:"active"`
+	Spliced  uint64         `json:"spliced"`
+	Sent     uint64         `json:"sentBytes"`
+	Received uint64         `json:"receivedBytes"`
+	// Redirected is how much of both did not go by TCP.
+	Redirected uint64 `json:"redirectedBytes"`
+	// Fallbacks counts how often an end of a connection began to send by TCP,
+	// by reason.
+	Fallbacks map[string]uint64 `json:"fallbacks,omitempty"`
 }
 
 // Identity is the state of the identity provider.

@@ -101,6 +101,12 @@ func (c *Client) CA(ctx context.Context) (v api.CA, err error) {
 	return v, c.do(ctx, http.MethodGet, "/v1/ca", nil, &v)
 }
 
+// SetSplice turns splicing off, or back on where it is safe.
+func (c *Client) SetSplice(ctx context.Context, s api.SpliceControl) (state api.Splice, err error) {
+	err = c.do(ctx, http.MethodPut, "/v1/splice", s, &state)
+	return state, err
+}
+
 // SetBypass takes a workload out of the mesh, or back into it.
 func (c *Client) SetBypass(ctx context.Context, b api.Bypass) error {
 	return c.do(ctx, http.MethodPut, "/v1/bypass", b, &b)

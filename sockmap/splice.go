@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/meshproxy/meshproxy/bpf"
+)
+
+// ErrNoSplice means that this kernel cannot splice safely.
+var ErrNoSplice = errors.New("connections can't be spliced")
+
+// SpliceState says whether new connections between workloads of this node are
+// spliced. They go without the proxy in either case.
+type SpliceState struct {
+	On bool
+	// Paused is why PauseSplicing turned it off.
+	Paused string
+	// Loaded says that the kernel took the program.
+	Loaded bool
+	// Reason is why it is not on.
+	Reason string
+	// Test is what the self-test measured.
+	Test SelfTest
+}
+
+// openSplice loads the sk_msg program onto the map of spliced sockets, where
+// it stays with the map. A kernel that does not take it can't splice. What an
+// earlier process turned on stays on until the self-test says otherwise.
+func (c *Capture) openSplice() {
+	c.splicing = SpliceState{Reason: "not tested yet"}
+	if !c.opts.features.direct {
+		c.node.Splicing = bpf.CaptureSplicingSPLICING_OFF
+		c.splicing.Reason = "this kernel's verifier does not take the direct way"
+		return
+	}
+	if err := c.attachSplice(); err != nil {
+		c.node.Splicing = bpf.CaptureSplicingSPLICING_OFF
+		c.splicing.Reason = err.Error()
+		return
+	}
+	c.splicing.Loaded = true
+	c.splicing.On = c.node.Splicing == bpf.CaptureSplicingSPLICING_ON
+}
+
+func (c *Capture) attachSplice() error {
+	spec, err := bpf.LoadSplice()
+	if err != nil {
+		return fmt.Errorf("read splice program: %w", err)
+	}
+	replacements := make(map[string]*ebpf.Map)
+	for name, ms := range spec.Maps {
+		if m := c.kernel.maps[name]; m != nil {
+			ms.MaxEntries = m.MaxEntries()
+			replacements[name] = m
+		}
+	}
+	var objs struct {
+		Splice *ebpf.Program `ebpf:"splice"`
+	}
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
+		return fmt.Errorf("load splice program: %w", err)
+	}
+	defer objs.Splice.Close()
+	err = link.RawAttachProgram(link.RawAttachProgramOptions{
+		Target: c.kernel.maps[bpf.CaptureMapSpliced].FD(), Program: objs.Splice, Attach: ebpf.AttachSkMsgVerdict,
+	})
+	if err != nil {
+		return fmt.Errorf("attach splice program: %w", err)
+	}
+	return nil
+}
+
+// PauseSplicing turns every spliced connection to TCP and makes no new ones,
+// for the given reason, until it is called with none. No byte is lost or out of
+// order.
+func (c *Capture) PauseSplicing(why string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(); err != nil {
+		return err
+	}
+	c.splicing.Paused = why
+	c.setSplicing()
+	return nil
+}
+
+// setSplicing puts in force what is known.
+func (c *Capture) setSplicing() {
+	s := &c.splicing
+	s.On = s.Loaded && s.Test.Passed && s.Paused == ""
+	mode := bpf.CaptureSplicingSPLICING_OFF
+	switch {
+	case s.On:
+		mode = bpf.CaptureSplicingSPLICING_ON
+		s.Reason = ""
+	case s.Paused != "":
+		s.Reason = s.Paused
+	case s.Test.Error != "":
+		s.Reason = "self-test: " + s.Test.Error
+	}
+	c.node.Splicing = mode
+}
+
+// switched says whether a workload's splicing is about to be turned on or off.
+func (c *Capture) switched(want map[uint32]bpf.CaptureWorkload) bool {
+	const flags = bpf.CaptureWorkloadFlagsWORKLOAD_UNSPLICED | bpf.CaptureWorkloadFlagsWORKLOAD_BYPASS
+	for id, w := range want {
+		if have, ok := c.workloads.have[id]; ok && (have.Flags^w.Flags)&flags != 0 {
+			return true
+		}
+	}
+	return false
+}
