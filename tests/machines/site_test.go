@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package machines
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/vm"
+)
+
+const module = "github.com/meshproxy/meshproxy"
+
+// host is one of the two machines.
+type host struct {
+	*vm.VM
+	other string // the name of the other one
+	addr  string
+	far   string // the other one's address
+}
+
+// site is both.
+type site struct {
+	a, b *host
+}
+
+// mesh is the file that both nodes have. What knock dials is in no service.
+const mesh = `
+nodes:
+  - {name: a, address: 10.77.0.1}
+  - {name: b, address: 10.77.0.2}
+workloads:
+  - {name: front, match: [{unit: front.service}, {unit: load.service}, {unit: "dial@*.service"}]}
+  - {name: back, match: [{unit: back.service}]}
+  - {name: knock, egress: registered-only, match: [{unit: knock.service}]}
+services:
+  - name: back-a
+    ports: [{port: 80}]
+    endpoints: [{node: a, port: 8080, workload: back}]
+  - name: back-b
+    ports: [{port: 80}]
+    endpoints: [{node: b, port: 8080, workload: back}]
+policies:
+  - {name: fronts, action: allow, from: [{identity: spiffe://mesh.internal/ns/default/sa/front}], to: [{service: back-a}, {service: back-b}]}
+authorization: {default: deny}
+`
+
+const config = `
+node: {name: %s, address: %s, trustDomain: mesh.internal}
+identity: {provider: embedded}
+sources: {static: {files: [mesh.yaml]}}
+log: {level: info}
+`
+
+// unit is a service without anything that orders it after the mesh: enrolling
+// needs no change of a unit.
+func unit(name, args string) vm.File {
+	return vm.File{Path: "/etc/systemd/system/" + name + ".service", Content: fmt.Sprintf(`[Unit]
+Description=%[1]s of the test
+[Service]
+ExecStart=/usr/local/bin/workload %[2]s
+StandardOutput=append:/var/log/%[1]s.log
+Restart=always
+RestartSec=100ms
+[Install]
+WantedBy=multi-user.target
+`, name, args)}
+}
+
+// newSite boots the machines, with the applications running and without the
+// product.
+func newSite(t *testing.T) *site {
+	t.Helper()
+	workload, err := vm.Build(context.Background(), module+"/tests/workload/cmd/workload")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := filepath.Join(t.TempDir(), "ca")
+	if err := meshnode.InitCA(ca); err != nil {
+		t.Fatal(err)
+	}
+	common := append(product(t), vm.File{Path: "/usr/local/bin/workload", From: workload, Mode: 0o755})
+	entries, err := os.ReadDir(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		common = append(common, vm.File{Path: "/srv/ca/" + e.Name(), From: filepath.Join(ca, e.Name()), Mode: 0o600})
+	}
+	s := &site{
+		a: &host{other: "b", addr: "10.77.0.1", far: "10.77.0.2"},
+		b: &host{other: "a", addr: "10.77.0.2", far: "10.77.0.1"},
+	}
+	lan := vm.NewSwitch(t)
+	var options []vm.Options
+	for name, h := range map[string]*host{"a": s.a, "b": s.b} {
+		files := append([]vm.File{
+			{Path: "/srv/etc/meshproxy.yaml", Content: fmt.Sprintf(config, name, h.addr), Mode: 0o640},
+			{Path: "/srv/etc/mesh.yaml", Content: mesh, Mode: 0o640},
+			unit("back", "serve -name back-"+name+" -tcp "+h.addr+":8080"),
+			unit("front", "call -tcp back-"+h.other+":80 -rate 2 -timeout 10s"),
+			unit("load", "call -fresh -tcp back-"+h.other+":80 -rate 5 -timeout 30s"),
+			unit("knock", "call -fresh -tcp "+h.far+":7777 -rate 10 -timeout 2s"),
+			unit("stranger", "call -fresh -tcp "+h.far+":8080 -rate 4 -timeout 2s"),
+			unit("door", "serve -name nobody -report-accepted -tcp "+h.addr+":7777"),
+		}, common...)
+		options = append(options, vm.Options{
+			Name: name, Switch: lan, Memory: 512, Files: files,
+			Addresses: []string{h.addr + "/24", "fd00:77::" + h.addr[len(h.addr)-1:] + "/64"},
+		})
+	}
+	for i, machine := range vm.BootAll(t, options...) {
+		if options[i].Name == "a" {
+			s.a.VM = machine
+		} else {
+			s.b.VM = machine
+		}
+	}
+	return s
+}
+
+// both does the same on each machine, at the same time: each waits for the
+// emulation most of the time, and there are two processors.
+func (s *site) both(t *testing.T, do func(t *testing.T, h *host)) {
+	t.Helper()
+	done := make(chan bool)
+	for _, h := range []*host{s.a, s.b} {
+		go func() {
+			defer func() { done <- true }() // Goexit of a Fatal included
+			do(t, h)
+		}()
+	}
+	<-done
+	<-done
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// answered waits until calls of a unit succeed, and none fails any more.
+func (h *host) answered(t *testing.T, units ...string) {
+	t.Helper()
+	for _, u := range units {
+		// The report that is being written when this begins does not count.
+		h.Eventually(t, u+" calls across", `
+			log=/var/log/`+u+`.log; n=$(wc -l <$log)
+			while [ "$(wc -l <$log)" -lt $((n + 2)) ]; do sleep 0.1; done
+			last=$(tail -n 1 $log); echo "$last"
+			[[ $last == *'"errors":0,'* && $last != *'"requests":0,'* ]]`)
+	}
+}
+
+// dial makes one connection as front does, and returns what came of it.
+func (h *host) dial(t *testing.T, address string) vm.Result {
+	t.Helper()
+	return h.Try(t, "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--unit=dial@"+strings.ReplaceAll(t.Name(), "/", "-"),
+		"/usr/local/bin/workload", "dial-once", "-address", address, "-send", "hello", "-timeout", "30s")
+}
+
+// holes are the connections that were made outside the mesh, both ways.
+func (h *host) holes(t *testing.T) string {
+	t.Helper()
+	return strings.TrimSpace(h.Shell(t, `
+		grep -c '"event":"accepted"' /var/log/door.log || true
+		grep '"event":"stats"' /var/log/stranger.log | grep -vc '"requests":0,' || true`))
+}
+
+// pid is the main process of the node, 0 when there is none.
+func (h *host) pid(t *testing.T) string {
+	t.Helper()
+	return strings.TrimSpace(h.Run(t, "systemctl", "show", "-P", "MainPID", "meshproxy"))
+}
+
+// restarted waits until systemd has another process that is ready.
+func (h *host) restarted(t *testing.T, before string) {
+	t.Helper()
+	h.Eventually(t, "a new process is ready", `
+		systemctl show -P MainPID -P SubState -P ActiveState meshproxy | xargs
+		[ "$(systemctl show -P MainPID meshproxy)" != `+before+` ]
+		[ "$(systemctl show -P SubState meshproxy)" = running ]`)
+}
