@@ -141,29 +141,27 @@ INLINE void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 INLINE void end_closed(__u64 cookie, struct direct *d, __u32 ends)
 {
 	struct node *n = this_node();
-	struct closed_event *e = 0;
+	struct closed_event *e;
+	struct direct conn;
 
 	__sync_fetch_and_add(&d->closed, ends);
 	if (d->closed < 2)
 		return;
-	if (n && n->reports && d->flags & DIRECT_ESTABLISHED) {
-		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-		if (e) {
-			e->kind = EVENT_CLOSED;
-			e->pad = 0;
-			e->cookie = cookie;
-			e->now = bpf_ktime_get_ns();
-			e->conn = *d;
-		} else {
-			count(events_lost);
-		}
+	/* Another connection may have the place as soon as it is free. */
+	conn = *d;
+	if (bpf_map_delete_elem(&directs, &cookie) || !n || !n->reports || !(conn.flags & DIRECT_ESTABLISHED))
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count(events_lost);
+		return;
 	}
-	if (bpf_map_delete_elem(&directs, &cookie)) {
-		if (e)
-			bpf_ringbuf_discard(e, 0);
-	} else if (e) {
-		bpf_ringbuf_submit(e, 0);
-	}
+	e->kind = EVENT_CLOSED;
+	e->pad = 0;
+	e->cookie = cookie;
+	e->now = bpf_ktime_get_ns();
+	e->conn = conn;
+	bpf_ringbuf_submit(e, 0);
 }
 
 /* The server's end of a spliced connection is known by its state alone. */
