@@ -230,7 +230,7 @@ func TestHangup(t *testing.T) {
 					return err
 				}
 				select {
-				case <-o.Reload:
+				case <-o.Hangup:
 					return nil
 				case <-time.After(10 * time.Millisecond):
 				}
