@@ -103,7 +103,7 @@ func TestMemoryLimit(t *testing.T) {
 
 func testMemoryLimit(t *testing.T, start starter) {
 	m := start(t, app(t, func(c *net.TCPConn) { c.Write(make([]byte, 64<<20)) }), nodeOptions{})
-	limit := l4.NewLimit(0, 32<<10) // less than one helping
+	limit := l4.NewLimit(0, 1) // less than any rest of a helping
 	target := m.through(t, app(t, func(c *net.TCPConn) { c.Write(make([]byte, 64<<20)) }))
 	s := m.out.book.open(target)
 	dial(t, m.out.listenFor(routerFunc(func(*l4.Client) (l4.Route, error) {
