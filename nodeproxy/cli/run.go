@@ -9,11 +9,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/discovery/diskcache"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
@@ -49,6 +51,9 @@ variables, and these over the file.`,
 // runNode tells the process before, if this one is to take over from it, why it
 // does not.
 func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
+	if err := dieBySignal(); err != nil {
+		return err
+	}
 	program, err := handover.ThisProgram()
 	if err != nil {
 		return err
@@ -65,6 +70,18 @@ func (c *commands) runNode(ctx context.Context, flags *pflag.FlagSet) error {
 		before.Close()
 	}
 	return err
+}
+
+// dieBySignal makes a panic, and the SIGABRT of systemd's watchdog, end the
+// process by that signal. Otherwise Go's runtime ends with status 2, which is
+// that of a configuration that is not valid, after which the unit is not
+// started again. There is no core: keys would be in it.
+func dieBySignal() error {
+	debug.SetTraceback("crash")
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	return nil
 }
 
 func (c *commands) runAfter(ctx context.Context, flags *pflag.FlagSet, o RunOptions) error {

@@ -26,10 +26,8 @@ const (
 	ExitOK      = 0
 	ExitFailure = 1
 	// ExitUsage is for a wrong command line and for a configuration that is
-	// not valid: trying again can't help. It is EX_CONFIG of sysexits.h, and not
-	// the usual 2, with which Go's runtime ends after a panic and on the SIGABRT
-	// of systemd's watchdog: then it does help.
-	ExitUsage = 78
+	// not valid: trying again can't help.
+	ExitUsage = 2
 )
 
 // Surroundings are all that commands touch.

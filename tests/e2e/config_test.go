@@ -216,8 +216,8 @@ func TestInvalidConfiguration(t *testing.T) {
 				cmd := exec.Command(programs.meshproxy, append(append(command, "--config", file), tc.args...)...)
 				cmd.Env = append(os.Environ(), tc.env...)
 				out, _ := cmd.CombinedOutput()
-				if code := cmd.ProcessState.ExitCode(); code != 78 {
-					t.Errorf("%v: exit code %d, want 78", command, code)
+				if code := cmd.ProcessState.ExitCode(); code != 2 {
+					t.Errorf("%v: exit code %d, want 2", command, code)
 				}
 				for _, part := range tc.want {
 					if !strings.Contains(string(out), part) {

@@ -115,9 +115,9 @@ func TestBadStart(t *testing.T) {
 		{"CA of another trust domain", func(_ *lab, o *meshnode.Options) {
 			o.Env = []string{"MESHPROXY_NODE_TRUST_DOMAIN=elsewhere"}
 		}, 1, []string{"start identity", meshnode.TrustDomain, "elsewhere"}},
-		{"no mesh file", func(_ *lab, o *meshnode.Options) { o.MeshFile = "/nowhere/mesh.yaml" }, 78, []string{"/nowhere/mesh.yaml", "does not exist"}},
-		{"invalid mesh file", func(l *lab, _ *meshnode.Options) { l.writeMesh("services: 1\n") }, 78, []string{"mesh.yaml:1", "services"}},
-		{"unknown key", func(_ *lab, o *meshnode.Options) { o.Extra = "colour: blue\n" }, 78, []string{"meshproxy.yaml:", "colour", "allowed"}},
+		{"no mesh file", func(_ *lab, o *meshnode.Options) { o.MeshFile = "/nowhere/mesh.yaml" }, 2, []string{"/nowhere/mesh.yaml", "does not exist"}},
+		{"invalid mesh file", func(l *lab, _ *meshnode.Options) { l.writeMesh("services: 1\n") }, 2, []string{"mesh.yaml:1", "services"}},
+		{"unknown key", func(_ *lab, o *meshnode.Options) { o.Extra = "colour: blue\n" }, 2, []string{"meshproxy.yaml:", "colour", "allowed"}},
 		{"no BPF file system", func(l *lab, o *meshnode.Options) {
 			o.Env = []string{"MESHPROXY_BPF_FS=" + l.net.Dir()}
 		}, 1, []string{"start capture", "bpf file system"}},

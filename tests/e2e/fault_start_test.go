@@ -3,7 +3,10 @@
 package e2e
 
 import (
+	"errors"
 	"math/rand/v2"
+	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,4 +52,22 @@ func TestKilledWhileStarting(t *testing.T) {
 	}
 	l.noProblem("a")
 	l.undisturbed(nobody, 0)
+}
+
+// TestAbort: what systemd's watchdog sends ends the process by that signal. With
+// status 2, as Go's runtime would have it, it would look like a configuration
+// that is not valid, after which systemd doesn't try again.
+func TestAbort(t *testing.T) {
+	l := twoFaultNodes(t, meshnode.Options{})
+	n := l.nodes["a"]
+	if err := n.Signal(syscall.SIGABRT); err != nil {
+		t.Fatal(err)
+	}
+	var ended *exec.ExitError
+	if err := n.Wait(l.ctx()); !errors.As(err, &ended) {
+		t.Fatalf("the process ended with %v", err)
+	}
+	if status := ended.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGABRT || status.CoreDump() {
+		t.Errorf("the process ended with %v", ended)
+	}
 }
