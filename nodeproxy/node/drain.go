@@ -25,6 +25,9 @@ func (n *Node) beginDrain() {
 	}
 	n.tunnels.Leave()
 	n.lines.Leave()
+	if !n.relieved() {
+		n.sockets.forgetMesh()
+	}
 }
 
 // drain lets open connections finish, for as long as is configured. running ends

@@ -67,7 +67,7 @@ func (n *Node) startLines(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	s.common, err = s.bind(ctx, nodeScope, s.at)
+	s.common, err = s.bind(ctx, meshScope, s.at)
 	return err
 }
 

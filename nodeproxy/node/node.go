@@ -231,7 +231,7 @@ func (n *Node) startListeners(ctx context.Context) (err error) {
 	n.namespaces.openInherited(ctx)
 	n.tunnels = n.newTunnelServer()
 	at := listenAddress(n.settingsFile().Listeners.InboundHBONE)
-	if n.tunnelsAt, err = n.sockets.listenTCP(ctx, nodeScope, at, n.capture.Control); err != nil {
+	if n.tunnelsAt, err = n.sockets.listenTCP(ctx, meshScope, at, n.capture.Control); err != nil {
 		return err
 	}
 	return n.startLines(ctx)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -20,13 +21,18 @@ import (
 // nodeScope is the scope of sockets that are the node's own and no namespace's.
 const nodeScope = "node"
 
+// meshScope is the scope of the listeners that other nodes dial.
+const meshScope = "mesh"
+
 // netnsScope is the scope of the sockets of a network namespace.
 func netnsScope(cookie uint64) string { return netnsScopes + strconv.FormatUint(cookie, 10) }
 
 const netnsScopes = "netns-"
 
 // lineScope is the scope of a workload's own port for lines.
-func lineScope(port uint16) string { return "line-" + strconv.Itoa(int(port)) }
+func lineScope(port uint16) string { return lineScopes + strconv.Itoa(int(port)) }
+
+const lineScopes = "line-"
 
 // sockets opens everything that the node listens on: takes it over from an
 // earlier process where it can, so that no connection that waits in an accept
@@ -167,6 +173,23 @@ func (s *sockets) forget(scope string) {
 	})
 	if s.gone != nil {
 		s.gone(scope)
+	}
+}
+
+// forgetMesh closes what was kept of the listeners that other nodes dial: none
+// of them shall wait for a process that takes nothing new.
+func (s *sockets) forgetMesh() {
+	var scopes []string
+	s.mu.Lock()
+	for _, sock := range s.open {
+		if sock.Scope == meshScope || strings.HasPrefix(sock.Scope, lineScopes) {
+			scopes = append(scopes, sock.Scope)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(scopes)
+	for _, scope := range slices.Compact(scopes) {
+		s.forget(scope)
 	}
 }
 

@@ -59,7 +59,7 @@ func TestRestartUnderSupervisor(t *testing.T) {
 	if err := n.Wait(l.ctx()); err != nil {
 		t.Fatalf("the process ended with %v", err)
 	}
-	if stored := s.Stored(); stored["node"] < 4 || len(stored) < 2 {
+	if stored := s.Stored(); stored["node"] < 3 || stored["mesh"] < 1 || len(stored) < 3 {
 		t.Errorf("stored are %v", stored)
 	}
 	l.supervised(s, extra)
