@@ -4,6 +4,7 @@ package consul_test
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -103,10 +104,15 @@ func TestRegister(t *testing.T) {
 		Weights: &api.AgentWeights{Passing: 5, Warning: 2}, Locality: &api.Locality{Region: "eu", Zone: "eu-1"},
 	})
 	s.Register(t, &api.AgentServiceRegistration{ID: "client", Name: "client"})
+	node, err := net.Listen("tcp", "127.0.0.1:0") // what the row's check dials
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
 	o := optionsFor(t, s, "")
 	o.Services = []consul.Service{
 		{Name: mesh.ParseName("web"), Port: 21777},
-		{Name: mesh.ParseName("own"), Register: &consul.Registration{
+		{Name: mesh.ParseName("own"), Port: uint16(node.Addr().(*net.TCPAddr).Port), Register: &consul.Registration{
 			Port: 9000, Meta: map[string]string{"version": "3"},
 			Checks: []consul.Check{{Name: "port", TCP: s.HTTPAddr.String(), Interval: time.Second, Timeout: time.Second}},
 		}},
