@@ -99,6 +99,17 @@ func (s *Successor) Gone() <-chan struct{} { return s.gone }
 
 // Offer passes duplicates of the sockets and files, which stay the caller's.
 func (s *Successor) Offer(o Offer, sockets []Socket, files map[string]int) error {
+	err := s.offer(o, sockets, files)
+	if errors.Is(err, ErrGone) {
+		<-s.lost // what it said before it went says why
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.failed
+	}
+	return err
+}
+
+func (s *Successor) offer(o Offer, sockets []Socket, files map[string]int) error {
 	var names []string
 	var fds []int
 	for name, fd := range files {
