@@ -4,10 +4,11 @@ package cli
 
 import (
 	"context"
+	"net"
+	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/sockmap/probe"
 )
@@ -71,13 +72,18 @@ func probeOptions(ctx context.Context, conf *config.Config) probe.Options {
 	return o
 }
 
-// running reports whether the node answers: then its ports are taken by
-// itself.
+// running reports whether the node's admin socket is listened to: then its ports
+// are taken by itself. No answer is waited for. After a crash the service manager
+// keeps the listeners for the next process, which does not start before this
+// command has ended.
 func running(ctx context.Context, conf *config.Config) bool {
-	node := client.New(conf.Socket())
-	defer node.Close()
-	_, err := node.Status(ctx)
-	return err == nil
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(ctx, "unix", conf.Socket())
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // The priorities of sd-daemon(3).

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -170,8 +171,15 @@ func TestCheck(t *testing.T) {
 	if options.Running || options.CgroupRoot != "" || len(options.Ports) != len(probe.DefaultPorts()) {
 		t.Errorf("options: %+v", options)
 	}
-	n := startNode(t)
-	file := write(t, "node.yaml", "runDir: "+filepath.Dir(n.socket)+"\nlisteners: {metrics: off}\ncgroup: {root: /x}\n")
+	// Nobody answers: so it is after a crash, for as long as the service manager
+	// keeps the listeners.
+	dir := t.TempDir()
+	kept, err := net.Listen("unix", filepath.Join(dir, config.SocketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	file := write(t, "node.yaml", "runDir: "+dir+"\nlisteners: {metrics: off}\ncgroup: {root: /x}\n")
 	command(t, check(findings[:1], nil), "check", "--config", file).expect(t, ExitOK)
 	if !options.Running || options.CgroupRoot != "/x" || len(options.Ports) != len(probe.DefaultPorts())-1 {
 		t.Errorf("options: %+v", options)
