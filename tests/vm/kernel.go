@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -22,16 +24,17 @@ func mirror() string {
 }
 
 // kernels are the archives that have a kernel, as lines of sources.list without
-// the mirror. Those for clouds are smaller, and differ in drivers only.
+// the mirror.
 var kernels = map[string][]string{
 	"5.10": {"debian bullseye", "debian-security bullseye-security"},
 	"6.1":  {"debian bookworm", "debian-security bookworm-security"},
-	"6.12": {"debian trixie"},
-	"7.2":  {"debian trixie-backports"},
+	"6.12": {"debian trixie", "debian-security trixie-security"},
+	// What backports had last year is there no more: it moves on, as testing does.
+	"7.2": {"debian trixie-backports", "debian forky"},
 }
 
-// kernelPackage is the metapackage whose dependency is the newest kernel.
-const kernelPackage = "linux-image-cloud-amd64"
+// flavour are the kernels for clouds, which are smaller and differ in drivers only.
+const flavour = "-cloud-amd64"
 
 // kernelDir returns the directory with vmlinuz, initrd and modules.ext4.
 func kernelDir(ctx context.Context, version string) (string, error) {
@@ -41,7 +44,7 @@ func kernelDir(ctx context.Context, version string) (string, error) {
 	}
 	return cached("kernel-"+version, func(dir string) error {
 		packages := filepath.Join(dir, "packages")
-		if err := downloadKernel(ctx, filepath.Join(dir, "apt"), sources, packages); err != nil {
+		if err := downloadKernel(ctx, version, filepath.Join(dir, "apt"), sources, packages); err != nil {
 			return err
 		}
 		root := filepath.Join(dir, "root")
@@ -68,7 +71,7 @@ func kernelDir(ctx context.Context, version string) (string, error) {
 
 // downloadKernel fetches the packages of a kernel by an apt of its own, which
 // knows these archives only and checks their signatures.
-func downloadKernel(ctx context.Context, apt string, sources []string, into string) error {
+func downloadKernel(ctx context.Context, version, apt string, sources []string, into string) error {
 	for _, d := range []string{into, apt + "/state/lists/partial", apt + "/cache/archives/partial", apt + "/etc/preferences.d"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return fmt.Errorf("make directory: %w", err)
@@ -90,26 +93,55 @@ func downloadKernel(ctx context.Context, apt string, sources []string, into stri
 	if err := command(ctx, "apt-get", append(options, "update")...); err != nil {
 		return err
 	}
-	depends, err := output(ctx, "apt-cache", append(options, "depends", "--recurse", "--no-recommends", "--no-suggests",
-		"--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances", kernelPackage)...)
+	found, err := output(ctx, "apt-cache", append(options, "search", "--names-only", `^linux-(image|binary|modules)-[0-9].*`+flavour+"$")...)
 	if err != nil {
 		return err
 	}
-	var names []string
-	for line := range strings.Lines(depends) {
-		name := strings.TrimRight(line, "\n")
-		// Newer kernels are split into image, binary and modules.
-		for _, prefix := range []string{"linux-image-", "linux-binary-", "linux-modules-"} {
-			if strings.HasPrefix(name, prefix) && name != kernelPackage {
-				names = append(names, name)
-			}
-		}
-	}
-	if len(names) == 0 {
-		return fmt.Errorf("find kernel: %s depends on none in %v", kernelPackage, sources)
+	names, err := newest(version, found)
+	if err != nil {
+		return fmt.Errorf("find kernel in %v: %w", sources, err)
 	}
 	_, err = output(ctx, "sh", append([]string{"-c", `cd "$0" && exec apt-get "$@"`, into}, append(append(options, "download"), names...)...)...)
 	return err
+}
+
+// newest picks the packages of the newest kernel of this version from a list
+// as apt-cache prints it. Archives have several for some time, and the
+// metapackages of some lead to a later version than the one that is wanted.
+// Kernels from 6.19 on are split into image, binary and modules.
+func newest(version, list string) ([]string, error) {
+	packages := make(map[string][]string) // by release
+	var latest []int
+	var release string
+	for line := range strings.Lines(list) {
+		name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		parts := strings.SplitN(name, "-", 3)
+		if len(parts) < 3 || !strings.HasPrefix(parts[2], version+".") {
+			continue
+		}
+		packages[parts[2]] = append(packages[parts[2]], name)
+		numbers := numbersIn(strings.TrimSuffix(parts[2], flavour))
+		if slices.Compare(numbers, latest) > 0 {
+			latest, release = numbers, parts[2]
+		}
+	}
+	if release == "" {
+		return nil, fmt.Errorf("there is no %s", version)
+	}
+	return packages[release], nil
+}
+
+// numbersIn are the numbers in a release such as 6.12.115+deb13.1.
+func numbersIn(release string) []int {
+	var numbers []int
+	for _, digits := range strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' }) {
+		n, err := strconv.Atoi(digits)
+		if err != nil {
+			break // more digits than an int has
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers
 }
 
 // splitKernel takes from an unpacked kernel what booting needs.
