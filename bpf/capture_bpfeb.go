@@ -487,6 +487,7 @@ const (
 	CaptureMapNamespaces        = "namespaces"
 	CaptureMapNamespacesSeen    = "namespaces_seen"
 	CaptureMapNode              = "node"
+	CaptureMapOwnPorts          = "own_ports"
 	CaptureMapPortExclusions    = "port_exclusions"
 	CaptureMapPortFilter        = "port_filter"
 	CaptureMapPorts             = "ports"
@@ -600,6 +601,7 @@ type CaptureMapSpecs struct {
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
 	Node             *ebpf.MapSpec `ebpf:"node"`
+	OwnPorts         *ebpf.MapSpec `ebpf:"own_ports"`
 	PortExclusions   *ebpf.MapSpec `ebpf:"port_exclusions"`
 	PortFilter       *ebpf.MapSpec `ebpf:"port_filter"`
 	Ports            *ebpf.MapSpec `ebpf:"ports"`
@@ -665,6 +667,7 @@ type CaptureMaps struct {
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
 	Node             *ebpf.Map `ebpf:"node"`
+	OwnPorts         *ebpf.Map `ebpf:"own_ports"`
 	PortExclusions   *ebpf.Map `ebpf:"port_exclusions"`
 	PortFilter       *ebpf.Map `ebpf:"port_filter"`
 	Ports            *ebpf.Map `ebpf:"ports"`
@@ -697,6 +700,7 @@ func (m *CaptureMaps) Close() error {
 		m.Namespaces,
 		m.NamespacesSeen,
 		m.Node,
+		m.OwnPorts,
 		m.PortExclusions,
 		m.PortFilter,
 		m.Ports,

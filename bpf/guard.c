@@ -8,10 +8,16 @@
  */
 #include "meshproxy.h"
 
-INLINE int is_proxy_port(const struct node *n, __u16 port)
+INLINE int is_proxy_port(const struct node *n, const struct bpf_sock_addr *ctx)
 {
-	return port && (port == n->outbound_port || port == n->plain_port || port == n->hbone_port ||
-			port == n->mtls_port || port == n->dns_port);
+	__u16 port = ntohs((__u16)ctx->user_port);
+
+	if (!port)
+		return 0;
+	if (port == n->outbound_port || port == n->plain_port || port == n->hbone_port ||
+	    port == n->mtls_port || port == n->dns_port)
+		return 1;
+	return ctx->type == SOCK_STREAM && bpf_map_lookup_elem(&own_ports, &port);
 }
 
 INLINE int may_bind(struct bpf_sock_addr *ctx)
@@ -23,7 +29,7 @@ INLINE int may_bind(struct bpf_sock_addr *ctx)
 
 	if (!n || !ctx->sk)
 		return 1;
-	if (is_proxy_port(n, ntohs((__u16)ctx->user_port))) {
+	if (is_proxy_port(n, ctx)) {
 		netns = bpf_get_netns_cookie(ctx);
 		if (!bpf_map_lookup_elem(&namespaces, &netns))
 			return 1;

@@ -31,6 +31,7 @@ const (
 	InboundMapNamespaces         = "namespaces"
 	InboundMapNamespacesSeen     = "namespaces_seen"
 	InboundMapNode               = "node"
+	InboundMapOwnPorts           = "own_ports"
 	InboundMapPortExclusions     = "port_exclusions"
 	InboundMapPortFilter         = "port_filter"
 	InboundMapPorts              = "ports"
@@ -117,6 +118,7 @@ type InboundMapSpecs struct {
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
 	Node             *ebpf.MapSpec `ebpf:"node"`
+	OwnPorts         *ebpf.MapSpec `ebpf:"own_ports"`
 	PortExclusions   *ebpf.MapSpec `ebpf:"port_exclusions"`
 	PortFilter       *ebpf.MapSpec `ebpf:"port_filter"`
 	Ports            *ebpf.MapSpec `ebpf:"ports"`
@@ -179,6 +181,7 @@ type InboundMaps struct {
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
 	Node             *ebpf.Map `ebpf:"node"`
+	OwnPorts         *ebpf.Map `ebpf:"own_ports"`
 	PortExclusions   *ebpf.Map `ebpf:"port_exclusions"`
 	PortFilter       *ebpf.Map `ebpf:"port_filter"`
 	Ports            *ebpf.Map `ebpf:"ports"`
@@ -210,6 +213,7 @@ func (m *InboundMaps) Close() error {
 		m.Namespaces,
 		m.NamespacesSeen,
 		m.Node,
+		m.OwnPorts,
 		m.PortExclusions,
 		m.PortFilter,
 		m.Ports,

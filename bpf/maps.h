@@ -24,6 +24,8 @@ MAP(locals, BPF_MAP_TYPE_HASH, 65536, struct destination_key, struct locals, BPF
 MAP(accesses, BPF_MAP_TYPE_HASH, 1 << 18, struct access_key, enum access, BPF_F_NO_PREALLOC);
 MAP(port_exclusions, BPF_MAP_TYPE_HASH, 65536, struct port_exclusion, __u8, BPF_F_NO_PREALLOC);
 MAP(cidr_exclusions, BPF_MAP_TYPE_LPM_TRIE, 65536, struct cidr_exclusion, __u8, BPF_F_NO_PREALLOC);
+/* Ports of the proxy beside those in struct node, for TCP. */
+MAP(own_ports, BPF_MAP_TYPE_HASH, 4096, __u16, __u8, BPF_F_NO_PREALLOC);
 MAP(namespaces, BPF_MAP_TYPE_HASH, 16384, __u64, __u32, BPF_F_NO_PREALLOC);
 MAP(inbound_listeners, BPF_MAP_TYPE_SOCKHASH, 16384, __u64, __u64, 0);
 

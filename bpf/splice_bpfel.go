@@ -31,6 +31,7 @@ const (
 	SpliceMapNamespaces       = "namespaces"
 	SpliceMapNamespacesSeen   = "namespaces_seen"
 	SpliceMapNode             = "node"
+	SpliceMapOwnPorts         = "own_ports"
 	SpliceMapPortExclusions   = "port_exclusions"
 	SpliceMapPortFilter       = "port_filter"
 	SpliceMapPorts            = "ports"
@@ -115,6 +116,7 @@ type SpliceMapSpecs struct {
 	Namespaces       *ebpf.MapSpec `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.MapSpec `ebpf:"namespaces_seen"`
 	Node             *ebpf.MapSpec `ebpf:"node"`
+	OwnPorts         *ebpf.MapSpec `ebpf:"own_ports"`
 	PortExclusions   *ebpf.MapSpec `ebpf:"port_exclusions"`
 	PortFilter       *ebpf.MapSpec `ebpf:"port_filter"`
 	Ports            *ebpf.MapSpec `ebpf:"ports"`
@@ -175,6 +177,7 @@ type SpliceMaps struct {
 	Namespaces       *ebpf.Map `ebpf:"namespaces"`
 	NamespacesSeen   *ebpf.Map `ebpf:"namespaces_seen"`
 	Node             *ebpf.Map `ebpf:"node"`
+	OwnPorts         *ebpf.Map `ebpf:"own_ports"`
 	PortExclusions   *ebpf.Map `ebpf:"port_exclusions"`
 	PortFilter       *ebpf.Map `ebpf:"port_filter"`
 	Ports            *ebpf.Map `ebpf:"ports"`
@@ -206,6 +209,7 @@ func (m *SpliceMaps) Close() error {
 		m.Namespaces,
 		m.NamespacesSeen,
 		m.Node,
+		m.OwnPorts,
 		m.PortExclusions,
 		m.PortFilter,
 		m.Ports,

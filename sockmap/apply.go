@@ -21,6 +21,7 @@ type plan struct {
 	ports        map[bpf.CapturePortExclusion]uint8
 	cidrs        map[bpf.CaptureCidrExclusion]uint8
 	declared     map[bpf.CapturePortKey]uint32
+	ownPorts     map[uint16]uint8
 }
 
 // Apply brings the kernel into line with s. What s shares with the state
@@ -82,6 +83,9 @@ func (c *Capture) write(s *State) error {
 
 // add goes from what is referred to, to what refers to it.
 func (c *Capture) add(p *plan) error {
+	if err := c.ownPorts.put(p.ownPorts); err != nil {
+		return err
+	}
 	if err := c.portExclusions.put(p.ports); err != nil {
 		return err
 	}
@@ -152,6 +156,9 @@ func (c *Capture) prune(p *plan) error {
 	if err := c.accesses.prune(p.accesses); err != nil {
 		return err
 	}
+	if err := c.ownPorts.prune(p.ownPorts); err != nil {
+		return err
+	}
 	if err := c.portExclusions.prune(p.ports); err != nil {
 		return err
 	}
@@ -172,6 +179,10 @@ func (c *Capture) plan(s *State) (*plan, error) {
 		ports:        make(map[bpf.CapturePortExclusion]uint8),
 		cidrs:        make(map[bpf.CaptureCidrExclusion]uint8),
 		declared:     make(map[bpf.CapturePortKey]uint32),
+		ownPorts:     make(map[uint16]uint8, len(s.OwnPorts)),
+	}
+	for _, port := range s.OwnPorts {
+		p.ownPorts[port] = 1
 	}
 	for i := range s.Workloads {
 		w := &s.Workloads[i]

@@ -41,6 +41,7 @@ type Capture struct {
 	locals         *table[bpf.CaptureDestinationKey, bpf.CaptureLocals]
 	accesses       *table[bpf.CaptureAccessKey, bpf.CaptureAccess]
 	portExclusions *table[bpf.CapturePortExclusion, uint8]
+	ownPorts       *table[uint16, uint8]
 	cidrExclusions *table[bpf.CaptureCidrExclusion, uint8]
 	cgroups        *cgroups
 	portFilter     []byte                        // in shared memory, one for each port
@@ -182,6 +183,7 @@ func (c *Capture) openTables() (err error) {
 		open(&c.locals, maps[bpf.CaptureMapLocals]),
 		open(&c.accesses, maps[bpf.CaptureMapAccesses]),
 		open(&c.portExclusions, maps[bpf.CaptureMapPortExclusions]),
+		open(&c.ownPorts, maps[bpf.CaptureMapOwnPorts]),
 		open(&c.cidrExclusions, maps[bpf.CaptureMapCidrExclusions]),
 	)
 }

@@ -224,6 +224,7 @@ func TestFlowOfFailedConnect(t *testing.T) {
 func TestGuard(t *testing.T) {
 	w := newWorld(t)
 	w.start()
+	w.apply(State{OwnPorts: []uint16{20001}})
 	w.proxy.kill()
 	thief := w.process("thief")
 	for _, addr := range []string{
@@ -238,8 +239,19 @@ func TestGuard(t *testing.T) {
 	if err := thief.bind(thief.socket(unix.AF_INET, unix.SOCK_STREAM), "127.0.0.1:15002"); err != nil {
 		t.Errorf("bind to a port of nobody: %v", err)
 	}
-	if n := w.refusals("", ReasonPortTaken); n != 12 {
+	// A workload's own port for mutual TLS is one for TCP.
+	if err := thief.bind(thief.socket(unix.AF_INET6, unix.SOCK_STREAM), "[::]:20001"); !errors.Is(err, unix.EPERM) {
+		t.Errorf("bind to a workload's port for mutual TLS: %v", err)
+	}
+	if err := thief.bind(thief.socket(unix.AF_INET6, unix.SOCK_DGRAM), "[::]:20001"); err != nil {
+		t.Errorf("bind to the same port for UDP: %v", err)
+	}
+	if n := w.refusals("", ReasonPortTaken); n != 13 {
 		t.Errorf("counted %d", n)
+	}
+	w.apply(State{})
+	if err := thief.bind(thief.socket(unix.AF_INET6, unix.SOCK_STREAM), "[::]:20001"); err != nil {
+		t.Errorf("bind to a port that no workload has any more: %v", err)
 	}
 	// The next proxy takes them.
 	w.proxy = w.process("proxy")

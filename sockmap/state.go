@@ -20,6 +20,9 @@ type State struct {
 	// Accesses say who may connect to the Locals of the destinations; a pair
 	// that is not there is Ask.
 	Accesses []Access
+	// OwnPorts are TCP ports that nobody but the proxy may bind, beside those
+	// of Options.
+	OwnPorts []uint16
 }
 
 // Workload is a workload of this node as the kernel sees it.

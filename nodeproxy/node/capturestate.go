@@ -22,6 +22,9 @@ func captureState(s *mesh.Snapshot, namespace func(mesh.Name) uint64, bypassed m
 		k.NetNS = namespace(w.Name)
 		k.Bypass = k.Bypass || bypassed[w.Canonical()]
 		state.Workloads = append(state.Workloads, k)
+		if w.MTLSPort != 0 {
+			state.OwnPorts = append(state.OwnPorts, w.MTLSPort)
+		}
 		for _, up := range w.Upstreams {
 			// An upstream of an unknown service is captured all the same:
 			// the proxy refuses it by name, where the application's own

@@ -85,14 +85,19 @@ func TestLines(t *testing.T) {
 			"b": {Direction: "outbound", Path: "mtls", Source: "front", Destination: "web", Service: "web"},
 			"a": {Direction: "inbound", Path: "mtls", Source: "front", Destination: "web", Service: "web"},
 		} {
-			list, err := l.nodes[node].Admin.Connections(l.ctx(), api.ConnectionFilter{})
-			must(t, err)
-			if !slices.ContainsFunc(list.Connections, func(got api.Connection) bool {
-				return got.Direction == want.Direction && got.Path == want.Path && got.Source == want.Source &&
-					got.Destination == want.Destination && got.Service == want.Service && got.Sent == 5
-			}) {
-				t.Errorf("node %s has no %+v among %+v", node, want, list.Connections)
-			}
+			l.eventually("the connection on node "+node, func() error {
+				list, err := l.nodes[node].Admin.Connections(l.ctx(), api.ConnectionFilter{})
+				if err != nil {
+					return err
+				}
+				if !slices.ContainsFunc(list.Connections, func(got api.Connection) bool {
+					return got.Direction == want.Direction && got.Path == want.Path && got.Source == want.Source &&
+						got.Destination == want.Destination && got.Service == want.Service && got.Sent == 5
+				}) {
+					return fmt.Errorf("no %+v among %+v", want, list.Connections)
+				}
+				return nil
+			})
 		}
 	})
 	t.Run("a policy that changes closes what is open", func(t *testing.T) {
@@ -209,12 +214,14 @@ func TestLineClients(t *testing.T) {
 			}
 			return nil
 		})
-		_, text, err := l.get(a, "http://127.0.0.1:15020/metrics")
-		must(t, err)
 		for _, want := range []string{`reason="identity_mismatch"`, `reason="policy_denied"`} {
-			if !strings.Contains(text, want) {
-				t.Errorf("metrics have no %s", want)
-			}
+			l.eventually("metrics", func() error {
+				_, text, err := l.get(a, "http://127.0.0.1:15020/metrics")
+				if err == nil && !strings.Contains(text, want) {
+					err = fmt.Errorf("there is no %s", want)
+				}
+				return err
+			})
 		}
 	})
 	t.Run("OpenSSL", func(t *testing.T) {
@@ -237,10 +244,14 @@ func TestLineClients(t *testing.T) {
 			_, _, err := l.askTLS(b, "10.77.0.1:20002", config, "hello")
 			return err
 		})
-		if c, err := b.DialContext(l.ctx(), "tcp", own); err == nil {
+		l.eventually("the old port's end", func() error {
+			c, err := b.DialContext(l.ctx(), "tcp", own)
+			if err != nil {
+				return nil
+			}
 			c.Close()
-			t.Error("the old port is open")
-		}
+			return errors.New("it is open")
+		})
 	})
 }
 
@@ -281,7 +292,10 @@ func TestLineServers(t *testing.T) {
 				"-Verify", "1", "-verify_return_error", "-rev",
 			}, tc.args...)})
 			must(t, err)
-			defer func() { must(t, p.Kill()) }()
+			defer func() {
+				must(t, p.Kill())
+				<-p.Done() // its port is the next one's
+			}()
 			_, err = p.Stdout().WaitLine(l.ctx(), func(line string) bool { return strings.Contains(line, "ACCEPT") })
 			must(t, err)
 			d := l.dial(b, "front", "-address", "foreign:80", "-send", "hello")
@@ -291,9 +305,12 @@ func TestLineServers(t *testing.T) {
 				}
 				return
 			}
-			if d.Reply != "" || !strings.Contains(l.nodes["b"].Stdout().String(), "reason="+tc.refused) {
-				t.Errorf("%+v, and no %s in the log", d, tc.refused)
+			if d.Reply != "" {
+				t.Errorf("got %+v", d)
 			}
+			// The client hears of it first.
+			_, err = l.nodes["b"].Stdout().WaitString(l.ctx(), "reason="+tc.refused)
+			must(t, err)
 		})
 	}
 }
