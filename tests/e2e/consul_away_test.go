@@ -77,9 +77,11 @@ func TestConsulAwayOverRestart(t *testing.T) {
 	t.Cleanup(systemd.Close)
 	start := func() {
 		t.Helper()
-		program, env, files := systemd.Command()
+		c, err := systemd.Command()
+		must(t, err)
+		defer c.Close()
 		l.startNode("a", meshnode.Options{
-			Program: program, Env: env, Files: files, Extra: "drainTimeout: 1s\n",
+			Program: c.Before, Env: c.Env, Files: c.Files, Extra: "drainTimeout: 1s\n",
 		})
 	}
 	start()

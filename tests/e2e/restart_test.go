@@ -18,8 +18,10 @@ var errNotYet = errors.New("not yet")
 // supervised starts a as a service manager does.
 func (l *lab) supervised(s *supervisor.Supervisor, extra string) *meshnode.Node {
 	l.Helper()
-	before, env, files := s.Command()
-	return l.startAs("a", meshnode.Options{Program: before, Env: env, Files: files, Extra: extra})
+	c, err := s.Command()
+	must(l.T, err)
+	defer c.Close()
+	return l.startAs("a", meshnode.Options{Program: c.Before, Env: c.Env, Files: c.Files, Extra: extra})
 }
 
 func superviseLab(t *testing.T, extra string) (*lab, *supervisor.Supervisor) {

@@ -81,22 +81,43 @@ func (s *Supervisor) Close() {
 // wrapper sets LISTEN_PID to the pid that the program will have.
 const wrapper = `LISTEN_PID=$$ exec "$@"`
 
-// Command returns what to start the service with: arguments that come before
-// those of the program, variables, and files that become descriptors 3 and
-// following. The process that speaks first then is the main one.
-func (s *Supervisor) Command() (before, env []string, files []*os.File) {
+// Command is what to start the service with.
+type Command struct {
+	// Before are arguments that come before those of the program.
+	Before, Env []string
+	// Files become descriptors 3 and following. The store's own would be closed
+	// as soon as the service discards them; these are open until Close.
+	Files []*os.File
+}
+
+// Close closes the files; the service, once started, has its own.
+func (c *Command) Close() {
+	for _, f := range c.Files {
+		f.Close()
+	}
+}
+
+// Command returns what to start the service with; the caller closes it. The
+// process that speaks first then is the main one.
+func (s *Supervisor) Command() (*Command, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.main = 0
+	c := &Command{Before: []string{"/bin/sh", "-c", wrapper, "sh"}}
 	var names []string
 	for _, d := range s.stored {
-		names, files = append(names, d.name), append(files, d.file)
+		fd, err := unix.FcntlInt(d.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			c.Close()
+			return nil, fmt.Errorf("duplicate descriptor %s: %w", d.name, err)
+		}
+		names, c.Files = append(names, d.name), append(c.Files, os.NewFile(uintptr(fd), d.name))
 	}
-	env = []string{
+	s.main = 0
+	c.Env = []string{
 		"NOTIFY_SOCKET=" + s.path, "FDSTORE=512",
-		"LISTEN_FDS=" + strconv.Itoa(len(files)), "LISTEN_FDNAMES=" + strings.Join(names, ":"),
+		"LISTEN_FDS=" + strconv.Itoa(len(c.Files)), "LISTEN_FDNAMES=" + strings.Join(names, ":"),
 	}
-	return []string{"/bin/sh", "-c", wrapper, "sh"}, env, files
+	return c, nil
 }
 
 // Main is the main process, as the service has it.

@@ -40,8 +40,11 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	_, env, _ := s.Command()
-	for _, v := range env {
+	none, err := s.Command()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range none.Env {
 		name, value, _ := strings.Cut(v, "=")
 		t.Setenv(name, value)
 	}
@@ -66,11 +69,13 @@ func TestStore(t *testing.T) {
 		t.Errorf("stored %v", got)
 	}
 
-	before, env, files := s.Command()
+	next, err := s.Command()
+	check(err)
+	defer next.Close()
 	exe, err := os.Executable()
 	check(err)
-	cmd := exec.Command(before[0], append(slices.Clone(before[1:]), exe)...)
-	cmd.Env, cmd.ExtraFiles = append(env, "SUPERVISOR_TEST_ROLE=list"), files
+	cmd := exec.Command(next.Before[0], append(slices.Clone(next.Before[1:]), exe)...)
+	cmd.Env, cmd.ExtraFiles = append(next.Env, "SUPERVISOR_TEST_ROLE=list"), next.Files
 	out, err := cmd.Output()
 	if err != nil || string(out) != "a\na\n" {
 		t.Errorf("the next process has %q, %v", out, err)
