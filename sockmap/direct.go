@@ -139,7 +139,7 @@ func (c *Capture) CloseDirect(d *DirectConnection) error {
 	if ns == nil || ns.fd == nil {
 		return ErrUnknownNetNS
 	}
-	s, err := sockdiag.Open(int(ns.fd.Fd()))
+	s, err := sockdiag.OpenBy(c.opts.Namespaces, ns.entry())
 	if err != nil {
 		return fmt.Errorf("close connection: %w", err)
 	}

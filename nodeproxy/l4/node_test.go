@@ -47,6 +47,7 @@ type nodeOptions struct {
 	relays l4.Options
 	gate   l4.Gate     // of the server; nil for none
 	lines  l4.LineGate // of a server of lines
+	limit  *l4.Limit   // of what a foreign server is dialled for
 }
 
 func newNode(t testing.TB, o nodeOptions) *node {

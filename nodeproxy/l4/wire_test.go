@@ -87,7 +87,7 @@ func foreignServer(t *testing.T, version uint16, o nodeOptions) *foreign {
 	target := through(t, at, at)
 	target.Connect = nil
 	app := dial(t, f.node.listenFor(routerFunc(func(*l4.Client) (l4.Route, error) {
-		return l4.Route{Session: f.node.book.open(target)}, nil
+		return l4.Route{Session: f.node.book.open(target), Limit: o.limit}, nil
 	})))
 	f.app, f.raw = app, <-accepted
 	f.peer = tls.Server(f.raw, only(o.ca.ServerConfig(func(string) spiffeID { return tunneltest.ID("server") }), version))

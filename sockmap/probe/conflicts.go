@@ -61,8 +61,8 @@ func otherCgroupPrograms(o Options) (string, error) {
 			return "", inconclusive(err)
 		}
 		for _, a := range result.Programs {
-			if !own[a.ID] {
-				others = append(others, p.name+" "+programName(a.ID))
+			if name := programName(a.ID); !own[a.ID] && !strings.HasPrefix(name, probeName+" ") {
+				others = append(others, p.name+" "+name)
 			}
 		}
 	}

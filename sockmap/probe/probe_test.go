@@ -148,7 +148,7 @@ func TestRun(t *testing.T) {
 		for _, want := range []string{
 			"kernel", "BTF", "cgroup2", "bpffs", "CAP_BPF", "program cgroup/connect4", "program sk_lookup",
 			"helper bpf_sk_storage_get in cgroup", "map RingBuf", "link cgroup", "tracepoint cgroup_mkdir",
-			"inet_diag destroy", "other cgroup programs",
+			"inet_diag destroy", "inet_diag of UDP", "option SO_BINDTOIFINDEX in cgroup", "other cgroup programs",
 		} {
 			if !seen[want] {
 				t.Errorf("no finding %q", want)
@@ -169,7 +169,7 @@ func TestEveryFindingHasAConsequence(t *testing.T) {
 	o := Options{Ports: DefaultPorts()}
 	for _, group := range [][]check{
 		kernelChecks(), hostChecks(o), capabilityChecks(Options{}), programChecks(), helperChecks(),
-		mapChecks(), linkChecks(), socketChecks(), portChecks(o), conflictChecks(o),
+		mapChecks(), linkChecks(), socketChecks(), behaviourChecks(), portChecks(o), conflictChecks(o),
 	} {
 		for _, c := range group {
 			if c.consequence == "" || c.name == "" {

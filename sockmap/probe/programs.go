@@ -102,6 +102,10 @@ var helpers = []struct {
 		"cgroup", ebpf.CGroupSockAddr, asm.FnGetCurrentPidTgid, false, "6.10",
 		"Refusals are reported without the process that was refused. All else works.",
 	},
+	{
+		"cgroup", ebpf.CGroupSockAddr, asm.FnSkcToMptcpSock, false, "5.19",
+		"A client that uses MPTCP sees 127.0.0.1 and the proxy's port as its peer. All else works.",
+	},
 	{"sockops", ebpf.SockOps, asm.FnSkStorageGet, true, "", noCapture},
 	{"sockops", ebpf.SockOps, asm.FnGetSocketCookie, true, "", noCapture},
 	{"sockops", ebpf.SockOps, asm.FnSockOpsCbFlagsSet, true, "", noCapture},

@@ -27,7 +27,10 @@ type kernel struct {
 var kernels = []kernel{
 	{
 		version: "5.10",
-		lacks:   []string{"helper bpf_set_retval in cgroup", "field ingress_ifindex of sk_lookup"},
+		lacks: []string{
+			"helper bpf_set_retval in cgroup", "helper bpf_skc_to_mptcp_sock in cgroup",
+			"field ingress_ifindex of sk_lookup", "option SO_BINDTOIFINDEX in cgroup",
+		},
 	},
 	{version: "6.1"},
 	{version: "6.12"},
