@@ -40,7 +40,7 @@ func without(all []uintptr, one uintptr) []uintptr {
 
 // startAsService runs a node and its helper as the units do: each as a user of
 // its own, with the few capabilities that it needs.
-func (l *lab) startAsService(host string, ofHelper []uintptr) *meshnode.Node {
+func (l *lab) startAsService(host string, ofHelper []uintptr, extra ...string) *meshnode.Node {
 	l.Helper()
 	h := l.net.Host(host)
 	socket := filepath.Join(h.Dir(), "helper", "netns.sock")
@@ -52,7 +52,7 @@ func (l *lab) startAsService(host string, ofHelper []uintptr) *meshnode.Node {
 	}
 	o := meshnode.Options{
 		Host: h, MeshFile: l.meshFile, CADir: l.caDir,
-		UID: nodeUser, Capabilities: nodeCapabilities, Extra: "netnsHelper: " + socket + "\n",
+		UID: nodeUser, Capabilities: nodeCapabilities, Extra: strings.Join(append(extra, "netnsHelper: "+socket+"\n"), "\n"),
 	}
 	config, err := meshnode.WriteConfig(o)
 	if err != nil {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -196,3 +197,64 @@ services:
   - {name: box, ports: [{port: 80}], endpoints: [{address: %s, port: 8080, node: a, workload: box}]}
   - {name: near, ports: [{port: 80}], endpoints: [{address: 10.77.0.1, port: 9090, node: a, workload: near}]}
 `
+
+// TestServiceClosesDirect: with the unit's few capabilities, too, a node closes
+// what it doesn't carry once policy forbids it, in its own network namespace and
+// in a container's.
+func TestServiceClosesDirect(t *testing.T) {
+	l := newLab(t, "nodes: []", "a")
+	a := l.net.Host("a")
+	box, err := a.Container("box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mesh := fmt.Sprintf(splicedContainerMesh, box.Addr4())
+	l.writeMesh(mesh)
+	l.startAsService("a", helperCapabilities, "splicing: auto")
+	l.serve(box, "app", "-name", "box", "-tcp", "0.0.0.0:8080")
+	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:9090")
+	calls := make(map[string]*testnet.Process)
+	for to, from := range map[string]struct {
+		where  place
+		cgroup string
+	}{"near": {box, "app"}, "box": {a, "near"}} {
+		l.eventually(to+" is known", func() error { // the first ones may come too early
+			before := l.splice("a").Opened
+			if d := l.dial(from.where, from.cgroup, "-address", to+":80", "-send", "hello"); !d.OK {
+				return fmt.Errorf("%s at %s", d.Error, d.Stage)
+			}
+			if l.splice("a").Opened == before {
+				return errors.New("by the proxy")
+			}
+			return nil
+		})
+		p, err := from.where.Start(testnet.Command{
+			Name: "call-" + to, Path: programs.workload, Cgroup: from.cgroup,
+			Args: []string{"call", "-tcp", to + ":80", "-rate", "50", "-interval", "100ms"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.awaitCall(p, 0, "a call that succeeds", succeeded)
+		calls[to] = p
+	}
+	l.eventually("both go without the proxy", func() error {
+		if s := l.splice("a"); s.Active != 2 {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	l.writeMesh(strings.Replace(mesh, "default: allow", "default: deny", 1))
+	for _, p := range calls {
+		l.awaitCall(p, 0, "a call that fails", failed)
+	}
+	l.eventually("nothing is open", func() error {
+		if s := l.splice("a"); s.Active != 0 {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	if log := l.nodes["a"].Stderr().String(); strings.Contains(log, "close direct connection") {
+		t.Errorf("the node could not close:\n%s", log)
+	}
+}
