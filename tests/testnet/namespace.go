@@ -163,7 +163,8 @@ func (n *Namespace) ResolvConf() string { return filepath.Join(n.dir, "resolv.co
 // SetResolver makes servers the name servers of what runs inside. With none,
 // names don't resolve (and no query leaves the machine).
 func (n *Namespace) SetResolver(servers ...string) error {
-	text := "options timeout:1 attempts:2\n"
+	// Ask again soon, and for as long as the ten seconds of the default.
+	text := "options timeout:1 attempts:5\n"
 	for _, s := range servers {
 		text += "nameserver " + s + "\n"
 	}
