@@ -260,7 +260,7 @@ func edgeTriggered(t *testing.T, p *pair) {
 	}
 	wait := func(fd int, what uint32) {
 		t.Helper()
-		deadline := time.Now().Add(2 * time.Second)
+		deadline := time.Now().Add(time.Duration(patiently))
 		for time.Now().Before(deadline) {
 			events := make([]unix.EpollEvent, 4)
 			n, err := unix.EpollWait(ep, events, 200)

@@ -250,7 +250,7 @@ func TestOutboundRefuses(t *testing.T) {
 // event returns the next event of a type.
 func event[E Event](t *testing.T, c *Capture) E {
 	t.Helper()
-	limit := time.After(5 * time.Second)
+	limit := time.After(time.Duration(patiently))
 	for {
 		select {
 		case e := <-c.Events():

@@ -117,7 +117,7 @@ func (w *splicing) port(at string) (p bpf.CapturePort) {
 // eventually waits for what the kernel does on its own time.
 func (w *splicing) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !ok(); runtime.Gosched() {
+	for deadline := time.Now().Add(time.Duration(patiently)); !ok(); runtime.Gosched() {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("it never came about that %s", what)
 		}
