@@ -110,7 +110,7 @@ func (r *run) kickLocal() {
 
 // pollOnce returns how long to wait for the next time.
 func (r *run) pollOnce(ctx context.Context) time.Duration {
-	all := make(map[string]*agentService)
+	all, asked := make(map[string]*agentService), time.Now()
 	_, err := r.ask(ctx, question{path: "/v1/agent/services"}, &all)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -127,6 +127,7 @@ func (r *run) pollOnce(ctx context.Context) time.Duration {
 	interval := make(chan time.Duration, 1)
 	r.post(ctx, func() {
 		r.worked(queryServices)
+		r.asked = asked
 		r.takeLocal(all, listeners)
 		next := pollInterval
 		if r.services.waiting && time.Since(r.services.indexed) < awaitTime {

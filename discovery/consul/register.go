@@ -43,7 +43,8 @@ const registering, deregistering = "register ", "deregister "
 // the agent has.
 type registrar struct {
 	run     *run
-	stale   bool // rows are to be compared
+	stale   bool      // rows are to be compared
+	acted   time.Time // when a row was changed last
 	begun   bool
 	working map[string]bool // ids
 }
@@ -53,8 +54,8 @@ type registrar struct {
 // proxy is there.
 func (g *registrar) keep() {
 	r := g.run
-	if !g.stale || !r.emitted || r.all == nil {
-		return
+	if !g.stale || !r.emitted || r.all == nil || r.asked.Before(g.acted) {
+		return // an answer from before a change would have it made again
 	}
 	g.stale, g.begun = false, true
 	for what := range r.denied {
@@ -65,9 +66,7 @@ func (g *registrar) keep() {
 	wanted := g.wanted()
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
 		if row := wanted[id]; !sameRow(r.all[id], row) {
-			g.do(id, registering, func(ctx context.Context) error {
-				return r.opts.Agent.Agent().ServiceRegisterOpts(row, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx))
-			})
+			g.do(id, registering, func(ctx context.Context) error { return r.register(ctx, row) })
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.all)) {
@@ -130,6 +129,7 @@ func (g *registrar) do(id, what string, act func(context.Context) error) {
 
 func (g *registrar) done(query, id string, err error) {
 	r := g.run
+	g.acted = time.Now()
 	switch {
 	case err == nil:
 		r.log.Info("Consul agent's services changed", "did", query)
@@ -149,6 +149,37 @@ func (g *registrar) done(query, id string, err error) {
 		}
 	}
 	r.afterwards(registerPause, func() { g.stale = true })
+}
+
+// register registers a row. An agent registers a proxy once more by itself when
+// it has read proxy-defaults, and takes what is then as it was before for
+// something that its servers have (agent/service_manager.go,
+// setServiceStateLocked and setCheckStateLocked in agent/local/state.go). What
+// it had not told them yet they hear with the next full synchronisation, minutes
+// later. So the alias begins as the service is now, rather than as critical, and
+// is registered once more with something changed, which takes the row along.
+func (r *run) register(ctx context.Context, row *api.AgentServiceRegistration) error {
+	agent := r.opts.Agent.Agent()
+	var alias *api.AgentServiceCheck
+	for _, check := range row.Checks {
+		if check.AliasService == "" {
+			continue
+		}
+		alias = check
+		health, _, err := agent.AgentHealthServiceByIDOpts(check.AliasService, (&api.QueryOptions{}).WithContext(ctx))
+		if err == nil { // else the registration says better what is wrong
+			check.Status = health
+		}
+	}
+	err := agent.ServiceRegisterOpts(row, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx))
+	if err != nil || alias == nil {
+		return err
+	}
+	return agent.CheckRegisterOpts(&api.AgentCheckRegistration{
+		ID: alias.CheckID, Name: alias.Name, Notes: "As healthy as the service behind the node proxy.", ServiceID: row.ID,
+		Namespace: row.Namespace, Partition: row.Partition,
+		AgentServiceCheck: api.AgentServiceCheck{AliasService: alias.AliasService, Status: alias.Status},
+	}, (&api.QueryOptions{}).WithContext(ctx))
 }
 
 // proxyRow is the row for an instance of a service here.
@@ -185,7 +216,7 @@ func (r *run) proxyRow(l *local) *api.AgentServiceRegistration {
 		// open before the row exists, so it need not wait for its first
 		// check to pass.
 		{Name: "Node proxy listening", TCP: probe.String(), Interval: checkInterval, Timeout: checkTimeout, Status: api.HealthPassing},
-		{Name: "Node proxy aliasing " + l.ID, AliasService: l.ID},
+		{CheckID: row.ID + ":alias", Name: "Node proxy aliasing " + l.ID, AliasService: l.ID},
 	}
 	return row
 }

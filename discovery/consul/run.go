@@ -31,6 +31,7 @@ type run struct {
 	translation
 	addressOfAgent string
 	all            map[string]*agentService // as the agent has them
+	asked          time.Time                // when the agent was asked for all
 	listeners      []Listener
 	services       localIndex
 	catalog        map[mesh.Name]bool // names of services

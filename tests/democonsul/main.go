@@ -55,7 +55,7 @@ func run(ctx context.Context, program string, d time.Duration, out io.Writer) (e
 	if s != nil {
 		defer func() {
 			if err != nil && !errors.Is(err, errFailed) {
-				s.logs(out)
+				s.logs(ctx, out)
 			}
 			say("Cleaning up.")
 			err = errors.Join(err, s.close())

@@ -76,10 +76,36 @@ func (s *stage) close() error {
 	return s.topology.Close()
 }
 
-// logs shows the ends of the nodes' logs.
-func (s *stage) logs(out io.Writer) {
+// logs shows the ends of the nodes' logs, and what the sidecars know.
+func (s *stage) logs(ctx context.Context, out io.Writer) {
 	for name, n := range s.nodes {
 		fmt.Fprintf(out, "node %s:\n%s%s\n", name, n.Stderr().Tail(4000), n.Stdout().Tail(2000))
+	}
+	for name, a := range s.agents {
+		checks, err := a.Client().Agent().ChecksWithFilterOpts("", (&api.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			fmt.Fprintf(out, "agent %s: %v\n", name, err)
+		}
+		log, _ := os.ReadFile(a.Log())
+		fmt.Fprintf(out, "agent %s:\n%s\n", name, log)
+		for id, c := range checks {
+			fmt.Fprintf(out, "agent %s: check %s, %s: %s %s\n", name, id, c.Name, c.Status, c.Output)
+		}
+	}
+	listed, _, err := s.agents[envoyHost].Client().Health().State(api.HealthAny, (&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		fmt.Fprintf(out, "catalog: %v\n", err)
+	}
+	for _, c := range listed {
+		fmt.Fprintf(out, "catalog: node %s, check %s, %s: %s %s\n", c.Node, c.CheckID, c.Name, c.Status, c.Output)
+	}
+	for _, p := range s.sidecars {
+		clusters, err := p.Clusters(ctx)
+		if err != nil {
+			clusters = err.Error()
+		}
+		log, _ := os.ReadFile(p.Log())
+		fmt.Fprintf(out, "sidecar %s:\n%s\n%s\n", p.Log(), clusters, log)
 	}
 }
 
@@ -102,11 +128,7 @@ func (s *stage) register(ctx context.Context, svc service) error {
 		}
 		r.Connect = &api.AgentServiceConnect{SidecarService: &api.AgentServiceRegistration{Port: svc.public, Proxy: proxy}}
 	}
-	err := s.agents[svc.host].Client().Agent().ServiceRegisterOpts(r, api.ServiceRegisterOpts{}.WithContext(ctx))
-	if err != nil {
-		return fmt.Errorf("register %s: %w", svc.name, err)
-	}
-	return nil
+	return s.agents[svc.host].Put(ctx, r)
 }
 
 func (s *stage) startSidecars(ctx context.Context) error {

@@ -3,12 +3,16 @@
 package consul
 
 import (
+	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"net"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -18,9 +22,35 @@ import (
 // Register registers a service with the agent, in its place if it is there.
 func (s *Server) Register(t Test, r *api.AgentServiceRegistration) {
 	t.Helper()
-	opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(t.Context())
+	if err := s.Put(t.Context(), r); err != nil {
+		t.Fatalf("%v", err)
+	}
+}
+
+// Put is Register for programs that are no tests.
+func (s *Server) Put(ctx context.Context, r *api.AgentServiceRegistration) error {
+	if r.Connect != nil && r.Connect.SidecarService != nil && r.Connect.SidecarService.Port != 0 {
+		r.Connect.SidecarService.Checks = sidecarChecks(r)
+	}
+	opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
 	if err := s.Client().Agent().ServiceRegisterOpts(r, opts); err != nil {
-		t.Fatalf("register %s: %v", r.Name, err)
+		return fmt.Errorf("register %s: %w", r.Name, err)
+	}
+	return nil
+}
+
+// sidecarChecks are those that the agent gives a sidecar
+// (agent/sidecar_service.go), but that they begin as passing. The alias would
+// begin as critical, and a minute or two may go by until the servers hear that it
+// is not: the agent loses that change now and then, when it registers the
+// sidecar once more after it has read proxy-defaults (setCheckStateLocked in
+// agent/local/state.go).
+func sidecarChecks(r *api.AgentServiceRegistration) api.AgentServiceChecks {
+	sidecar := r.Connect.SidecarService
+	public := net.JoinHostPort(cmp.Or(sidecar.Address, r.Address, loopback.String()), strconv.Itoa(sidecar.Port))
+	return api.AgentServiceChecks{
+		{Name: "Connect Sidecar Listening", TCP: public, Interval: "10s", Status: api.HealthPassing},
+		{Name: "Connect Sidecar Aliasing " + cmp.Or(r.ID, r.Name), AliasService: cmp.Or(r.ID, r.Name), Status: api.HealthPassing},
 	}
 }
 

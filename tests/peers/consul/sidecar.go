@@ -111,6 +111,9 @@ func (s *Sidecar) ask(ctx context.Context, path string) (string, error) {
 	return string(body), nil
 }
 
+// Clusters is what Envoy knows of its upstreams, as text.
+func (s *Sidecar) Clusters(ctx context.Context) (string, error) { return s.ask(ctx, "/clusters") }
+
 // Builtin says how Consul's builtin proxy is run. It sends no SNI.
 type Builtin struct {
 	// Service is who it speaks for.
