@@ -73,11 +73,17 @@ func (r *run) options(q question) *api.QueryOptions {
 	return o
 }
 
+// streaming is the backend of answers from views that the agent keeps.
+const streaming = "streaming"
+
+// pathLeader is answered without a word about leaders in its header.
+const pathLeader = "/v1/status/leader"
+
 // trusted says whether an answer may replace what is known. The agent's own
 // views, and what it knows itself, say nothing about leaders.
 func trusted(path string, meta *api.QueryMeta) error {
 	switch {
-	case strings.HasPrefix(path, "/v1/agent/"), meta.QueryBackend == "streaming":
+	case strings.HasPrefix(path, "/v1/agent/"), path == pathLeader, meta.QueryBackend == streaming:
 		return nil
 	case !meta.KnownLeader:
 		return errNoLeader

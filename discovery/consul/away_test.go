@@ -3,6 +3,7 @@
 package consul_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -44,6 +45,7 @@ func (f *following) keeps(what string) {
 func (f *following) catchesUp(s *peer.Server) {
 	f.t.Helper()
 	f.until("the view to be fresh", hasBoth)
+	f.stays(nil)
 	register(f.t, s, "n3", "10.0.0.3", "db", 5432, nil)
 	f.until("a change after it", func(u discovery.Update, err error) bool {
 		return err == nil && len(service(u, "db").Endpoints) == 2
@@ -51,6 +53,7 @@ func (f *following) catchesUp(s *peer.Server) {
 }
 
 func TestAgentAway(t *testing.T) {
+	t.Parallel()
 	s := peer.Start(t, peer.Options{Node: "n1"})
 	f := pair(t, s)
 	if err := s.Stop(); err != nil {
@@ -65,6 +68,7 @@ func TestAgentAway(t *testing.T) {
 
 // TestServersAway: the agent is there, and has nobody to ask.
 func TestServersAway(t *testing.T) {
+	t.Parallel()
 	server := peer.Start(t, peer.Options{Node: "s1"})
 	agent := peer.Start(t, peer.Options{Node: "n1", Join: server})
 	f := pair(t, agent)
@@ -78,7 +82,74 @@ func TestServersAway(t *testing.T) {
 	f.catchesUp(agent)
 }
 
+// TestLeaderLost: of three servers the leader ends, then another one, so that
+// there is no leader any more; what is known stays in force, and what changes
+// under each new leader is heard of.
+func TestLeaderLost(t *testing.T) {
+	t.Parallel()
+	servers := peer.StartCluster(t, peer.Options{}, []string{"s1", "s2", "s3"}, nil)
+	agent := peer.Start(t, peer.Options{Node: "n1", Join: servers[0]})
+	f := pair(t, agent)
+	f.stays(func(u discovery.Update) bool { return hasBoth(u, nil) })
+	leader, err := servers.Leader(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := servers.Leader(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	register(t, second, "n4", "10.0.0.4", "cache", 6379, nil)
+	f.until("a service of the second leader's time", func(u discovery.Update, err error) bool {
+		return err == nil && tunnels(u, "cache") == "0:10.0.0.4"
+	})
+
+	if err := second.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	f.keeps("")
+	f.until("the absence of a leader", func(_ discovery.Update, err error) bool {
+		return err != nil && strings.Contains(err.Error(), "no leader")
+	})
+	// What comes back has been away, and may know less than the node does.
+	if err := leader.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := servers.Leader(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.catchesUp(agent)
+}
+
+// TestRestore: the servers' state is replaced by an older one, with older
+// indexes. A question that was asked with a newer one at that very moment is
+// answered when its time is up.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	s := peer.Start(t, peer.Options{Node: "n1"})
+	f := pair(t, s)
+	before, _, err := s.Client().Snapshot().Save((&api.QueryOptions{}).WithContext(t.Context()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	for i := range 50 { // so that the index is far ahead
+		s.Intend(t, "nobody", fmt.Sprintf("nothing-%d", i), api.IntentionActionAllow)
+	}
+	register(t, s, "n3", "10.0.0.3", "db", 5432, nil)
+	f.until("the second instance", func(u discovery.Update, err error) bool { return len(service(u, "db").Endpoints) == 2 })
+	if err := s.Client().Snapshot().Restore((&api.WriteOptions{}).WithContext(t.Context()), before); err != nil {
+		t.Fatal(err)
+	}
+	f.until("what was before", hasBoth)
+	f.catchesUp(s)
+}
+
 func TestAgentHangs(t *testing.T) {
+	t.Parallel()
 	s := peer.Start(t, peer.Options{Dev: true, Node: "n1"})
 	f := pair(t, s)
 	if err := s.Pause(t.Context()); err != nil {
@@ -94,6 +165,7 @@ func TestAgentHangs(t *testing.T) {
 // TestAnotherCluster: the agent comes back with nothing in it, another trust
 // domain, and indexes that begin anew.
 func TestAnotherCluster(t *testing.T) {
+	t.Parallel()
 	s := peer.Start(t, peer.Options{Dev: true, Node: "n1"})
 	f := pair(t, s)
 	u, _ := f.now()

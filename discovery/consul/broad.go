@@ -21,6 +21,7 @@ import (
 const (
 	querySelf     = "agent"
 	queryServices = "services of this agent"
+	queryLeader   = "leader of the servers"
 	queryRoots    = "CA roots"
 	queryNames    = "names of services"
 	queryTo       = "intentions for services here"
@@ -51,6 +52,9 @@ const (
 	// awaitInterval is the same while a service here has nobody listening, for
 	// awaitTime: it is about to start, or it is stopped.
 	awaitInterval, awaitTime = time.Second, time.Minute
+	// leaderInterval is how often the servers are asked for their leader. A
+	// query that waits for a change does not hear that there is none.
+	leaderInterval = 10 * time.Second
 	// selfInterval is how often the agent is asked about itself.
 	selfInterval = time.Minute
 )
@@ -58,6 +62,7 @@ const (
 func (r *run) start(ctx context.Context) {
 	r.ctx = ctx
 	r.tasks.Go(func() { r.pollAgent(ctx) })
+	r.tasks.Go(func() { r.pollLeader(ctx) })
 	r.tasks.Go(func() {
 		follow(ctx, r, queryRoots, get[caRoots](r, question{path: "/v1/agent/connect/ca/roots"}), r.takeRoots)
 	})
@@ -97,6 +102,31 @@ func (r *run) pollAgent(ctx context.Context) {
 			if !sleep(ctx, pace) {
 				return
 			}
+		}
+	}
+}
+
+// pollLeader asks for the leader of the servers. Whatever the answer, all that
+// is known stays in force; it says since when that may be old.
+func (r *run) pollLeader(ctx context.Context) {
+	for {
+		var leader string
+		_, err := r.ask(ctx, question{path: pathLeader}, &leader)
+		if err == nil && leader == "" {
+			err = errNoLeader
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		r.post(ctx, func() {
+			if err != nil {
+				r.failed(queryLeader, err)
+			} else {
+				r.worked(queryLeader)
+			}
+		})
+		if !sleep(ctx, jittered(leaderInterval)) {
+			return
 		}
 	}
 }

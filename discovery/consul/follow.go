@@ -29,14 +29,17 @@ func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 type asker[T any] func(ctx context.Context, index uint64, wait time.Duration) (T, *api.QueryMeta, error)
 
 // follow asks again and again until ctx is done, and hands what changed to
-// take, on the run's goroutine. An index that goes backwards, as after a
-// restore, or that is none, is forgotten.
+// take, on the run's goroutine. Indexes are not taken at their word: one that is
+// none, or does not move although the answer came early, costs a pause and is
+// not waited for. A restore shows in this way: servers let go of whoever waits,
+// with the answer of before (agent/blockingquery), and go on from an older index.
 func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take func(T, *api.QueryMeta)) {
-	var index uint64
-	var last time.Time // of the last answer
+	var index, latest uint64 // to wait for, and that of the last answer
+	var last time.Time       // of the last answer
 	pause := minPause
 	for {
-		v, meta, err := ask(ctx, index, longWait+rand.N(longWait/5))
+		wait, asked := longWait+rand.N(longWait/5), time.Now()
+		v, meta, err := ask(ctx, index, wait)
 		if ctx.Err() != nil {
 			return
 		}
@@ -55,25 +58,47 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 			continue
 		}
 		pause = minPause
-		changed := index == 0 || meta.LastIndex != index
-		if index = meta.LastIndex; meta.LastIndex < index {
-			index = 0
-		}
+		stuck := index != 0 && meta.LastIndex == index && time.Since(asked) < wait/2
+		changed := index == 0 || meta.LastIndex != index || stuck
+		backwards := meta.LastIndex < latest
+		index, latest = meta.LastIndex, meta.LastIndex
 		r.post(ctx, func() {
 			r.worked(what)
 			if changed {
 				take(v, meta)
 			}
+			if backwards && meta.QueryBackend != streaming {
+				r.restored()
+			}
 		})
 		rest := pace - time.Since(last)
-		if index == 0 {
+		switch {
+		case index == 0 || stuck:
+			index = 0
 			rest = jittered(noIndexPause)
+		case backwards:
+			rest = jittered(minPause)
 		}
 		if !sleep(ctx, rest) {
 			return
 		}
 		last = time.Now()
 	}
+}
+
+// restored has all targets asked for anew. Queries with an index of before wait
+// for it to come again: the agent answers them from views of its own, and does
+// not tell them that these have begun anew (agent/submatview).
+func (r *run) restored() {
+	for _, t := range r.targets {
+		t.index = 0
+		if t.stop != nil {
+			t.stop()
+			t.stop = nil
+		}
+	}
+	r.checks.stale = true
+	r.checks.sweepSoon()
 }
 
 // sleep waits for d; false when ctx ended.

@@ -25,13 +25,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // within is how long a test waits for what must come. A check that changes
 // while an agent that has little processor time syncs it is lost to the
 // catalog (seen with 1.22) until the agent compares all, every one to two
-// minutes (agent/ae).
+// minutes (agent/ae). A question waits for less than that.
 const within = 3 * time.Minute
 
 // following is a source that runs, and what it said last.
 type following struct {
-	t       *testing.T
-	source  *consul.Source
+	t      *testing.T
+	source *consul.Source
+	// always is what every view must be like once it was so.
+	always  func(discovery.Update) bool
 	mu      sync.Mutex
 	last    discovery.Update // without an error
 	err     error            // of the last update
@@ -86,6 +88,9 @@ func start(t *testing.T, o consul.Options) *following {
 func (f *following) take(u discovery.Update) {
 	f.mu.Lock()
 	if f.err = u.Err; u.Err == nil {
+		if f.always != nil && f.always(f.last) && !f.always(u) {
+			f.t.Errorf("a view that is less than the one before: %s", describe(u))
+		}
 		f.last = u
 	}
 	f.mu.Unlock()
@@ -116,6 +121,13 @@ func (f *following) until(what string, ok func(u discovery.Update, err error) bo
 			f.t.Fatalf("waiting for %s: error %v; warnings %q; %s", what, err, u.Warnings, describe(u))
 		}
 	}
+}
+
+// stays has every view from now on checked.
+func (f *following) stays(always func(discovery.Update) bool) {
+	f.mu.Lock()
+	f.always = always
+	f.mu.Unlock()
 }
 
 func describe(u discovery.Update) (text string) {

@@ -153,10 +153,10 @@ func bulk(t *testing.T, way string, from, to *net.TCPConn, seed byte, end <-chan
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		_, err := io.Copy(from, io.LimitReader(rand.NewChaCha8([32]byte{seed}), bulkSize))
+		sent, err := io.Copy(from, io.LimitReader(rand.NewChaCha8([32]byte{seed}), bulkSize))
 		<-end
 		if err := errors.Join(err, from.CloseWrite()); err != nil {
-			t.Errorf("%s: send: %v", way, err)
+			t.Errorf("%s: send, after %d bytes: %v", way, sent, err)
 		}
 	})
 	want := rand.NewChaCha8([32]byte{seed})
@@ -173,8 +173,11 @@ func bulk(t *testing.T, way string, from, to *net.TCPConn, seed byte, end <-chan
 		if err == io.EOF {
 			break
 		}
+		// All of it may take long on a busy machine; standing still may not.
+		later := time.Now().Add(patience)
+		err = errors.Join(err, from.SetWriteDeadline(later), to.SetReadDeadline(later))
 		if err != nil {
-			t.Errorf("%s: receive: %v", way, err)
+			t.Errorf("%s: receive, after %d bytes: %v", way, received, err)
 			return
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 
 	"github.com/hashicorp/consul/api"
@@ -27,7 +26,7 @@ type Options struct {
 	Dev bool
 	// ACLDefaultDeny turns ACLs on; nothing is allowed without a token.
 	ACLDefaultDeny bool
-	// Join makes it a client agent of the server.
+	// Join makes it a client agent of the server, and of its cluster.
 	Join *Server
 	// Host is where it runs, with Consul's usual ports. The HTTP API is on the
 	// host's loopback; serf and RPC are on its address.
@@ -50,6 +49,7 @@ type Server struct {
 	ManagementToken string
 
 	options Options
+	peers   Cluster // the servers that it joins, itself among them if it is one
 	ports   ports
 	binary  string
 	process process
@@ -58,25 +58,15 @@ type Server struct {
 // Launch starts an agent and waits until it has a leader and a CA. Tests use
 // Start.
 func Launch(ctx context.Context, o Options) (*Server, error) {
-	binary, err := Binary(ctx)
+	s, err := prepare(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{options: o, binary: binary}
-	if o.ACLDefaultDeny {
-		s.ManagementToken = managementToken
-	}
-	if o.Join != nil {
-		s.ManagementToken = o.Join.ManagementToken
-	}
 	// Somebody may take a port between choosing and listening.
 	for range 3 {
-		if s.ports, err = choosePorts(o.Host); err != nil {
+		if err = s.choose(); err != nil {
 			return nil, err
 		}
-		s.HTTPAddr = netip.AddrPortFrom(loopback, s.ports.HTTP)
-		s.GRPCAddr = netip.AddrPortFrom(loopback, s.ports.GRPC)
-		s.DNSAddr = netip.AddrPortFrom(loopback, s.ports.DNS)
 		if err = s.Restart(ctx); !errors.Is(err, errEnded) {
 			break
 		}
@@ -85,6 +75,36 @@ func Launch(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// prepare makes an agent that does not run yet.
+func prepare(ctx context.Context, o Options) (*Server, error) {
+	binary, err := Binary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{options: o, binary: binary}
+	if o.ACLDefaultDeny {
+		s.ManagementToken = managementToken
+	}
+	if j := o.Join; j != nil {
+		s.ManagementToken = j.ManagementToken
+		if s.peers = j.peers; s.peers == nil {
+			s.peers = Cluster{j}
+		}
+	}
+	return s, nil
+}
+
+// choose chooses the agent's ports.
+func (s *Server) choose() (err error) {
+	if s.ports, err = choosePorts(s.options.Host); err != nil {
+		return err
+	}
+	s.HTTPAddr = netip.AddrPortFrom(loopback, s.ports.HTTP)
+	s.GRPCAddr = netip.AddrPortFrom(loopback, s.ports.GRPC)
+	s.DNSAddr = netip.AddrPortFrom(loopback, s.ports.DNS)
+	return nil
 }
 
 var errEnded = errors.New("consul has ended")
@@ -188,6 +208,19 @@ var errRunning = errors.New("consul still runs")
 // Resume ends Pause.
 func (s *Server) Resume() error { return s.process.Signal(syscall.SIGCONT) }
 
+// Runs reports whether the agent does.
+func (s *Server) Runs() bool {
+	if s.process == nil {
+		return false
+	}
+	select {
+	case <-s.process.Done():
+		return false
+	default:
+		return true
+	}
+}
+
 // Pid is that of the agent, for what it costs.
 func (s *Server) Pid() int { return s.process.Pid() }
 
@@ -245,9 +278,4 @@ func (s *Server) arguments() ([]string, error) {
 		args = append(args, "-config-file", path)
 	}
 	return args, nil
-}
-
-// joinAddress is where other agents find this one.
-func (s *Server) joinAddress() string {
-	return net4(s.options.Host).String() + ":" + strconv.Itoa(int(s.ports.SerfLAN))
 }

@@ -61,11 +61,11 @@ func (s *Server) configuration() settings {
 	if !o.Dev {
 		c.DataDir = filepath.Join(o.Dir, "data")
 	}
-	switch {
-	case o.Join != nil:
-		c.RetryJoin, c.RetryInterval = []string{o.Join.joinAddress()}, "1s"
-	case !o.Dev:
-		c.BootstrapExpect = 1
+	if s.peers != nil {
+		c.RetryJoin, c.RetryInterval = s.joinAddresses(), "1s"
+	}
+	if c.Server && !o.Dev {
+		c.BootstrapExpect = max(1, len(s.peers))
 	}
 	if s.ManagementToken != "" {
 		c.ACL = &acl{Enabled: true, DefaultPolicy: "deny", Tokens: map[string]string{"agent": s.ManagementToken}}
