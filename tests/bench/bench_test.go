@@ -96,7 +96,7 @@ func TestMeasure(t *testing.T) {
 		}
 	}()
 	s.descriptors = 4096
-	h := &harness{site: s, samples: samples{}, peers: []peer{direct{}, tlsPair{}}, plan: plan{
+	h := &harness{site: s, samples: samples{}, peers: []peer{direct{}, tlsPair{}}, locals: []localPeer{localTCP{}, localUnix{}}, plan: plan{
 		rounds: 1, idle: 50,
 		window: load.Window{Warm: 20 * time.Millisecond, Length: 500 * time.Millisecond},
 	}}
@@ -111,8 +111,12 @@ func TestMeasure(t *testing.T) {
 		if o.Name == "rss_1000_workloads" || o.Name == "copy_path_allocations" {
 			continue // meshproxy's alone
 		}
-		if v := o.Peers["go-tls"]; v <= 0 {
-			t.Errorf("%s of go-tls is %g", o.Name, v)
+		peer := "go-tls"
+		if strings.HasPrefix(o.Name, "local_") {
+			peer = "unix"
+		}
+		if v := o.Peers[peer]; v <= 0 {
+			t.Errorf("%s of %s is %g", o.Name, peer, v)
 		}
 	}
 	dir := t.TempDir()
@@ -127,7 +131,7 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| rtt_1_p50 |", "a note", m.Kernel, m.CPU} {
+	for _, want := range []string{"| rtt_1_p50 |", "| local_ping_64_p50 |", "a note", m.Kernel, m.CPU} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("BENCHMARKS.md lacks %q", want)
 		}

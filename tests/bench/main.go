@@ -29,6 +29,7 @@ type options struct {
 	idle      int
 	workloads int
 	peers     string
+	part      string
 	product   string
 	out       string
 }
@@ -57,6 +58,7 @@ func parseFlags() options {
 	flag.IntVar(&o.idle, "idle", 0, "idle connections, instead of the plan's")
 	flag.IntVar(&o.workloads, "workloads", 0, "workloads, instead of the plan's")
 	flag.StringVar(&o.peers, "peers", "", "only these, separated by commas")
+	flag.StringVar(&o.part, "part", "", "nodes: only the way from node to node; local: only the one between workloads of a node. Writes no files unless -out is given")
 	flag.StringVar(&o.product, "meshproxy", "bin/meshproxy", "the binary to measure")
 	flag.StringVar(&o.out, "out", "", "directory of the repository, where the results are written (default . without -quick)")
 	flag.Parse()
@@ -81,7 +83,7 @@ func (o options) plan() plan {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if !o.quick && o.out == "" {
+	if !o.quick && o.part == "" && o.out == "" {
 		o.out = "."
 	}
 	p := o.plan()
@@ -108,6 +110,12 @@ func run(ctx context.Context, o options) (err error) {
 	if err := h.choose(ctx, o.peers); err != nil {
 		return err
 	}
+	switch o.part {
+	case "nodes":
+		h.locals = nil
+	case "local":
+		h.peers = nil
+	}
 	m := describe(ctx, s, h.peers, p)
 	if err := h.measure(ctx); err != nil {
 		return err
@@ -121,6 +129,12 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	m.Failed = append(h.missing, h.failures...)
 	all := h.samples.outcomes(notes)
+	switch nodes, local := parts(all); o.part {
+	case "nodes":
+		all = nodes
+	case "local":
+		all = local
+	}
 	fmt.Print(table(all))
 	if err := write(o.out, m, all); err != nil {
 		return err
@@ -171,6 +185,7 @@ type harness struct {
 	site    *site
 	plan    plan
 	peers   []peer
+	locals  []localPeer
 	samples samples
 	// missing are peers that aren't there, failures those that broke.
 	missing, failures []string
@@ -182,28 +197,40 @@ func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", 
 // Envoy, and is told so.
 func (h *harness) choose(ctx context.Context, only string) error {
 	wanted := func(name string) bool { return only == "" || slices.Contains(strings.Split(only, ","), name) }
+	is := func(name string, err error) bool {
+		if err != nil && wanted(name) {
+			h.missing = append(h.missing, name+": "+err.Error())
+			progress("no %s: %v", name, err)
+		}
+		return err == nil && wanted(name)
+	}
 	add := func(p peer, err error) {
-		switch {
-		case !wanted(p.name()):
-		case err != nil:
-			h.missing = append(h.missing, p.name()+": "+err.Error())
-			progress("no %s: %v", p.name(), err)
-		default:
+		if is(p.name(), err) {
 			h.peers = append(h.peers, p)
+		}
+	}
+	addLocal := func(p localPeer, err error) {
+		if is(p.name(), err) {
+			h.locals = append(h.locals, p)
 		}
 	}
 	add(direct{}, nil)
 	add(tlsPair{}, nil)
 	_, err := os.Stat(haproxyPath)
 	add(haproxy{}, err)
-	if wanted(envoy{}.name()) || wanted(envoy{connect: true}.name()) {
+	if wanted(envoy{}.name()) || wanted(envoy{connect: true}.name()) || wanted(localEnvoy{}.name()) {
 		h.site.envoy, err = fetchEnvoy(ctx)
 		add(envoy{}, err)
 		add(envoy{connect: true}, err)
+		addLocal(localEnvoy{}, err)
 	}
 	_, err = os.Stat(h.site.product)
 	add(meshproxy{}, err)
-	if len(h.peers) == 0 {
+	addLocal(localTCP{}, nil)
+	addLocal(localUnix{}, nil)
+	addLocal(localMesh{}, err)
+	addLocal(localMesh{blocking: true}, err)
+	if len(h.peers)+len(h.locals) == 0 {
 		return fmt.Errorf("choose peers: none of %q", only)
 	}
 	return nil
@@ -238,6 +265,29 @@ func (h *harness) measure(ctx context.Context) error {
 					fail(p.name(), err)
 				}
 			}
+		}
+		if err := h.measureLocals(ctx, broken, fail); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measureLocals is a round of the local path.
+func (h *harness) measureLocals(ctx context.Context, broken map[string]bool, fail func(string, error)) error {
+	order := slices.Clone(h.locals)
+	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	for _, p := range order {
+		if broken["local "+p.name()] {
+			continue
+		}
+		v, err := measureLocal(ctx, h.site, p, h.plan)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		h.samples.add(p.name(), v)
+		if err != nil {
+			fail("local "+p.name(), err)
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/testnet"
 )
 
 // meshproxy is the product on both hosts. The client is a workload whose
@@ -130,27 +131,30 @@ func startNodes(ctx context.Context, s *site, mesh string) (meshNodes, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := filepath.Join(s.topology.Dir(), "ca")
-	if _, err := os.Stat(ca); errors.Is(err, os.ErrNotExist) {
-		if err := meshnode.InitCA(ca); err != nil {
-			return nil, err
-		}
-	}
 	var nodes meshNodes
 	for _, h := range s.topology.Hosts() {
-		// A node begins with the last mesh that it knew, which is another one.
-		if err := os.RemoveAll(meshnode.StateDir(h)); err != nil {
-			return nil, errors.Join(fmt.Errorf("remove state: %w", err), nodes.leave(ctx))
-		}
-		n, err := meshnode.Start(ctx, meshnode.Options{
-			Host: h, Program: []string{s.product}, MeshFile: path, CADir: ca, Extra: benchExtra,
-		})
+		n, err := startNode(ctx, s, h, path, benchExtra)
 		if err != nil {
 			return nil, errors.Join(err, nodes.leave(ctx))
 		}
 		nodes = append(nodes, n)
 	}
 	return nodes, nil
+}
+
+// startNode starts the node of a host, with a mesh file and more configuration.
+func startNode(ctx context.Context, s *site, h *testnet.Host, mesh, extra string) (*meshnode.Node, error) {
+	ca := filepath.Join(s.topology.Dir(), "ca")
+	if _, err := os.Stat(ca); errors.Is(err, os.ErrNotExist) {
+		if err := meshnode.InitCA(ca); err != nil {
+			return nil, err
+		}
+	}
+	// A node begins with the last mesh that it knew, which is another one.
+	if err := os.RemoveAll(meshnode.StateDir(h)); err != nil {
+		return nil, fmt.Errorf("remove state: %w", err)
+	}
+	return meshnode.Start(ctx, meshnode.Options{Host: h, Program: []string{s.product}, MeshFile: mesh, CADir: ca, Extra: extra})
 }
 
 // leave ends the nodes and what they keep in the kernel, so that the next

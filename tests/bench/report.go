@@ -115,12 +115,18 @@ func number(v *float64) string {
 // table writes outcomes for a terminal.
 func table(all []outcome) string {
 	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	head, body := rows(all)
-	for _, row := range append([][]string{head}, body...) {
-		fmt.Fprintln(w, strings.Join(row, "\t")+"\t")
+	nodes, local := parts(all)
+	for _, part := range [][]outcome{nodes, local} {
+		if len(part) == 0 {
+			continue
+		}
+		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+		head, body := rows(part)
+		for _, row := range append([][]string{head}, body...) {
+			fmt.Fprintln(w, strings.Join(row, "\t")+"\t")
+		}
+		_ = w.Flush() // to memory
 	}
-	_ = w.Flush() // to memory
 	return b.String()
 }
 
@@ -128,7 +134,7 @@ const introduction = `# Benchmarks
 
 Written by ` + "`make bench`" + `; don't edit. What is measured, and how: the comments in tests/bench.
 
-All figures are from one run on one machine: two network namespaces joined by a veth pair, client and first
+All figures are from one run on one machine. From node to node: two network namespaces joined by a veth pair, client and first
 proxy in one, second proxy and server in the other; each proxy is a process of its own. Peers and figures
 come in random order in each round; a figure is the median of the rounds. Compare ratios: absolute figures
 don't carry over to another machine. "direct" has neither proxy nor encryption. CPU is that of the proxies
@@ -141,10 +147,14 @@ func markdown(m machine, all []outcome) string {
 	var b strings.Builder
 	b.WriteString(introduction)
 	b.WriteString(m.markdown())
-	head, body := rows(all)
-	b.WriteString("\n| " + strings.Join(head, " | ") + " |\n|" + strings.Repeat("---|", len(head)) + "\n")
-	for _, row := range body {
-		b.WriteString("| " + strings.Join(row, " | ") + " |\n")
+	nodes, local := parts(all)
+	if len(nodes) > 0 {
+		b.WriteString("\n## From node to node\n\n")
+		writeTable(&b, nodes)
+	}
+	if len(local) > 0 {
+		b.WriteString(localIntroduction)
+		writeTable(&b, local)
 	}
 	var notes strings.Builder
 	for _, o := range all {
@@ -156,6 +166,36 @@ func markdown(m machine, all []outcome) string {
 		b.WriteString("\n## Notes\n\n" + notes.String())
 	}
 	return b.String()
+}
+
+// parts separates the two tables: they have other peers.
+func parts(all []outcome) (nodes, local []outcome) {
+	for _, o := range all {
+		if strings.HasPrefix(o.Name, "local_") {
+			local = append(local, o)
+		} else {
+			nodes = append(nodes, o)
+		}
+	}
+	return nodes, local
+}
+
+const localIntroduction = `
+## Between two workloads of one node
+
+Two processes of one network namespace: by TCP over loopback, by a Unix socket, with one Envoy in between (no
+encryption), and with a node of meshproxy, policy and telemetry on and ` + "`splicing: auto`" + `. Client and
+server don't block and wait in epoll, as most servers do; "meshproxy-blocking" is a client that waits inside of
+read(2), whose connections stay TCP. "by_64" is 64 connections at a time. CPU is that of all processes.
+
+`
+
+func writeTable(b *strings.Builder, all []outcome) {
+	head, body := rows(all)
+	b.WriteString("| " + strings.Join(head, " | ") + " |\n|" + strings.Repeat("---|", len(head)) + "\n")
+	for _, row := range body {
+		b.WriteString("| " + strings.Join(row, " | ") + " |\n")
+	}
 }
 
 // writeResults writes an array with an object a figure.

@@ -21,6 +21,12 @@ func role(args []string) error {
 	case "client":
 		load.Tune()
 		return clientRole(args[1])
+	case "pair-server":
+		load.Tune()
+		return load.ServePairs(args[1:], func() { fmt.Println("ready") })
+	case "pair-client":
+		load.Tune()
+		return pairRole(args[1])
 	case "tls-client", "tls-server":
 		return runTLSProxy(name, args[1], args[2], args[3], args[4], args[5])
 	case "many-servers", "many-clients":
@@ -42,6 +48,18 @@ func serveRole(addr string) error {
 		return fmt.Errorf("parse address: %w", err)
 	}
 	return load.Serve(a, func() { fmt.Println("ready") })
+}
+
+func pairRole(text string) error {
+	var args pairArgs
+	if err := json.Unmarshal([]byte(text), &args); err != nil {
+		return fmt.Errorf("parse arguments: %w", err)
+	}
+	r, err := args.Run(args.Window)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
 // clientRole measures one thing and prints the result; "idle" prints "ready"

@@ -80,8 +80,10 @@ func (s *site) furnish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = server.Stdout().WaitString(ctx, "ready")
-	return err
+	if _, err = server.Stdout().WaitString(ctx, "ready"); err != nil {
+		return err
+	}
+	return s.servePairs(ctx)
 }
 
 // serverAddr is the server, from anywhere.
@@ -98,13 +100,17 @@ type clientArgs struct {
 // startClient starts a client on host a.
 func (s *site) startClient(in *instance, args clientArgs) (*testnet.Process, error) {
 	args.Addr = in.target
+	return s.start(s.a, "client", "client-"+args.Kind, in.client, args)
+}
+
+// start starts one of our roles, with arguments in JSON.
+func (s *site) start(h *testnet.Host, role, name, cgroup string, args any) (*testnet.Process, error) {
 	text, err := json.Marshal(args)
 	if err != nil {
 		return nil, fmt.Errorf("encode arguments: %w", err)
 	}
-	return s.a.Start(testnet.Command{
-		Name: "client-" + args.Kind, Path: testnet.Self, Cgroup: in.client, Env: []string{load.Env},
-		Args: []string{"role", "client", string(text)},
+	return h.Start(testnet.Command{
+		Name: name, Path: testnet.Self, Cgroup: cgroup, Env: []string{load.Env}, Args: []string{"role", role, string(text)},
 	})
 }
 

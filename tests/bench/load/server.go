@@ -61,17 +61,24 @@ func Serve(addr netip.AddrPort, ready func()) error {
 }
 
 func listen(addr netip.AddrPort) (int, error) {
-	family, sa := sockaddr(addr)
+	fd, err := listenAt(sockaddr(addr))
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", addr, err)
+	}
+	return fd, nil
+}
+
+func listenAt(family int, sa unix.Sockaddr) (int, error) {
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open socket: %w", err)
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err := unix.Bind(fd, sa); err != nil {
-		return -1, fmt.Errorf("bind %s: %w", addr, err)
+		return -1, fmt.Errorf("bind: %w", err)
 	}
 	if err := unix.Listen(fd, 4096); err != nil {
-		return -1, fmt.Errorf("listen on %s: %w", addr, err)
+		return -1, fmt.Errorf("listen: %w", err)
 	}
 	return fd, nil
 }
