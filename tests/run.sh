@@ -31,8 +31,8 @@ step lint make lint
 step generated make check-generated
 # -p 1 for packages that make namespaces and attach programs would double the
 # time; each test has its own subtree, namespaces and pins instead.
-step unit go test -count=1 -v $packages
-step race go test -count=1 -race $(go list ./... | grep -v -E '/tests/(e2e|bench|demo|vm|machines|kernels)')
+step unit go test -count=1 -v -timeout 20m $packages
+step race go test -count=1 -race -timeout 20m $(go list ./... | grep -v -E '/tests/(e2e|bench|demo|vm|machines|kernels)')
 step e2e go test -count=1 -v -timeout 20m ./tests/e2e/...
 # The product itself under the race detector, on what exercises most of it.
 step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
