@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"iter"
 	"net/netip"
 	"strings"
 	"time"
@@ -183,6 +184,17 @@ type Target struct {
 // allocate.
 func (s *Snapshot) LocalEndpoints(dst netip.AddrPort) []Target {
 	return s.node.local[keyOf(dst.Addr(), dst.Port())]
+}
+
+// AllLocalEndpoints returns what LocalEndpoints knows, by address, in no order.
+func (s *Snapshot) AllLocalEndpoints() iter.Seq2[netip.AddrPort, []Target] {
+	return func(yield func(netip.AddrPort, []Target) bool) {
+		for k, targets := range s.node.local {
+			if !yield(netip.AddrPortFrom(netip.AddrFrom16(k.addr).Unmap(), k.port), targets) {
+				return
+			}
+		}
+	}
 }
 
 // Host returns the service that a DNS name stands for. The name is in lower

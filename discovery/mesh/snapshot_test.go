@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,6 +113,16 @@ func TestLocalEndpoints(t *testing.T) {
 	}
 	if got := s.LocalEndpoints(ap("127.0.0.1:5432")); len(got) != 1 || got[0].Workload == nil {
 		t.Errorf("loopback endpoint: %+v", got)
+	}
+	n := 0
+	for at, targets := range s.AllLocalEndpoints() {
+		n++
+		if !slices.Equal(targets, s.LocalEndpoints(at)) || len(targets) == 0 {
+			t.Errorf("%s: all say %+v", at, targets)
+		}
+	}
+	if n != 3 {
+		t.Errorf("there are %d local addresses", n)
 	}
 	if got := s.LocalEndpoints(ap("10.0.0.2:8080")); got != nil {
 		t.Errorf("endpoint of another node is local: %+v", got)

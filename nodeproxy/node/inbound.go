@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -130,6 +131,9 @@ func (s *inbound) identify(v *view) error {
 		if name, ok := s.gate.node.capture.ListenerWorkload(s.netns, s.to); ok {
 			s.target = v.snapshot.Workload(name)
 		}
+	}
+	if s.target == nil && s.path != telemetry.PathPlaintext {
+		s.target, s.services = v.formerly(s.to, time.Now())
 	}
 	if s.target == nil {
 		return errNobody

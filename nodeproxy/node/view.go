@@ -3,8 +3,10 @@
 package node
 
 import (
+	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -24,6 +26,7 @@ type view struct {
 	limits   map[mesh.Name]*l4.Limit
 	// namespaces are those that have services, for DNS.
 	namespaces map[string]bool
+	departed   map[netip.AddrPort]departed
 }
 
 // views holds the view in force.
@@ -63,6 +66,7 @@ func (v *views) derive(s *mesh.Snapshot, most int, buffered int64) *view {
 		limits:   make(map[mesh.Name]*l4.Limit, len(s.Workloads())),
 
 		namespaces: make(map[string]bool),
+		departed:   departures(v.load(), s, time.Now()),
 	}
 	for _, svc := range s.Services() {
 		next.namespaces[svc.Canonical().Namespace] = true
