@@ -36,7 +36,7 @@ func TestMemoryLimit(t *testing.T) {
 	// Nine tenths of the limit is what it has now and 8 MiB.
 	group.limit((group.used() + 8<<20) / 9 * 10)
 	const dials = 4000
-	flood := l.background(a, "other", "hold", "-address", "10.77.0.2:8080", "-send", "hello", "-connections", fmt.Sprint(dials))
+	flood := l.background(a, "other", "hold", "-address", "10.77.0.2:8080", "-send", "hello", "-timeout", "1m", "-connections", fmt.Sprint(dials))
 	l.eventually("connections are answered or refused", func() error {
 		states, errors := held(flood)
 		if errors["ECONNRESET"] == 0 || states[workload.HeldAnswered]+errors["ECONNRESET"] != dials {
