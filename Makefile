@@ -64,12 +64,13 @@ generate: ## compile the BPF objects (needs clang and llvm-strip)
 check-generated: ## fails when committed objects differ from their sources
 	tests/generated.sh
 
-bench: build ## compares with the alternatives in one run (root); BENCHFLAGS=-quick
+bench: build ## compares with the alternatives in one run (root); BENCHFLAGS=-quick for a try
 	tests/deps.sh bench
 	$(GO) run ./tests/bench $(BENCHFLAGS)
 
-bench-consul: build ## a node among 1,000 services of a real Consul (root)
-	$(GO) run ./tests/consulbench $(BENCHFLAGS)
+bench-consul: build ## compares with Envoy sidecars in a real Consul's mesh, and a node among 1,000 services there (root)
+	tests/deps.sh bench
+	$(GO) run ./tests/bench -part consul $(BENCHFLAGS)
 
 # Where things go; the conventional places of Debian and Fedora.
 MAN   = $(DESTDIR)$(PREFIX)/share/man

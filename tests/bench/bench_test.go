@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -96,45 +97,44 @@ func TestMeasure(t *testing.T) {
 		}
 	}()
 	s.descriptors = 4096
-	h := &harness{site: s, samples: samples{}, peers: []peer{direct{}, tlsPair{}}, locals: []localPeer{localTCP{}, localUnix{}}, plan: plan{
-		rounds: 1, idle: 50,
-		window: load.Window{Warm: 20 * time.Millisecond, Length: 500 * time.Millisecond},
-	}}
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "tests", "bench"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := plan{rounds: 1, idle: 50, window: load.Window{Warm: 20 * time.Millisecond, Length: 500 * time.Millisecond}}
+	measureSuite(t, s, p, dir, nodeSuite, "go-tls", direct{}, tlsPair{})
+	measureSuite(t, s, p, dir, localSuite, "unix", localTCP{}, localUnix{})
+	text, err := os.ReadFile(filepath.Join(dir, "BENCHMARKS.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"| rtt_1_p50 |", "| local_ping_64_p50 |", "a note"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("BENCHMARKS.md lacks %q", want)
+		}
+	}
+}
+
+func measureSuite(t *testing.T, s *site, p plan, dir string, of *suite, name string, peers ...contender) {
+	t.Helper()
+	h := &harness{suite: of, site: s, samples: samples{}, broken: make(map[string]bool), peers: peers, plan: p}
 	if err := h.measure(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if len(h.failures) > 0 {
 		t.Fatal(h.failures)
 	}
-	all := h.samples.outcomes(map[string]string{"rtt_1_p50": "a note"})
+	all := h.samples.outcomes(of, map[string]string{"rtt_1_p50": "a note"})
 	for _, o := range all {
 		if o.Name == "rss_1000_workloads" || o.Name == "copy_path_allocations" {
 			continue // meshproxy's alone
 		}
-		peer := "go-tls"
-		if strings.HasPrefix(o.Name, "local_") {
-			peer = "unix"
-		}
-		if v := o.Peers[peer]; v <= 0 {
-			t.Errorf("%s of %s is %g", o.Name, peer, v)
+		if v := o.Peers[name]; v <= 0 {
+			t.Errorf("%s of %s is %g", o.Name, name, v)
 		}
 	}
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "tests", "bench"), 0o755); err != nil {
+	if err := write(dir, of, describe(t.Context(), s, h.peers, p), all); err != nil {
 		t.Fatal(err)
-	}
-	m := describe(t.Context(), s, h.peers, h.plan)
-	if err := write(dir, m, all); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "BENCHMARKS.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"| rtt_1_p50 |", "| local_ping_64_p50 |", "a note", m.Kernel, m.CPU} {
-		if !strings.Contains(string(text), want) {
-			t.Errorf("BENCHMARKS.md lacks %q", want)
-		}
 	}
 }
 
@@ -178,5 +178,38 @@ func TestParseAllocations(t *testing.T) {
 				t.Errorf("got %g, %v", got, err)
 			}
 		})
+	}
+}
+
+// TestSections: a suite's results take the place of its own only.
+func TestSections(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "tests", "bench"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, value := range []float64{1.5, 2.5} {
+		for _, of := range []*suite{nodeSuite, consulSuite} {
+			got := samples{meshproxyName: {"rtt_1_p50": {value}}}
+			if err := write(dir, of, machine{Kernel: of.name}, got.outcomes(of, nil)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "BENCHMARKS.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Linux nodes\n", "Linux consul\n", "\n| rtt_1_p50 | µs | 2.5 |", "\n| consul_rtt_1_p50 | µs | 2.5 |", nodeSuite.heading(), consulSuite.heading()} {
+		if n := strings.Count(string(text), want); n != 1 {
+			t.Errorf("BENCHMARKS.md has %q %d times:\n%s", want, n, text)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "tests", "bench", "results.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []outcome
+	if err := json.Unmarshal(data, &all); err != nil || len(all) != len(nodeFigures)+len(consulSuite.figures) {
+		t.Errorf("results.json has %d figures: %v", len(all), err)
 	}
 }

@@ -28,8 +28,8 @@ const (
 	absolute = ""
 )
 
-// figures are the table, and what explains it.
-var figures = append([]figure{
+// nodeFigures are those of two nodes, and what explains them.
+var nodeFigures = []figure{
 	{"throughput_up", "GB/s", true, bestPeer, 1.0},
 	{"throughput_down", "GB/s", true, bestPeer, 1.0},
 	{"cpu_per_gb_up", "s/GB", false, bestPeer, 0.9},
@@ -49,7 +49,7 @@ var figures = append([]figure{
 	{"rss_per_idle_connection", "KiB", false, absolute, 2},
 	{"rss_1000_workloads", "MiB", false, absolute, 64},
 	{"copy_path_allocations", "per read", false, absolute, none},
-}, localFigures()...)
+}
 
 // outcome is a figure with its values, as results.json has it.
 type outcome struct {

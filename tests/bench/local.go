@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -271,6 +272,30 @@ var localLoads = func() (all []load.Pairs) {
 	}
 	return all
 }()
+
+var localSuite = &suite{
+	name: "local", title: "Between two workloads of one node",
+	text: `Two processes of one network namespace: by TCP over loopback, by a Unix socket, with one Envoy in between (no
+encryption), and with a node of meshproxy, policy and telemetry on and ` + "`splicing: auto`" + `. Client and
+server don't block and wait in epoll, as most servers do; "meshproxy-blocking" is a client that waits inside of
+read(2), whose connections stay TCP. "by_64" is 64 connections at a time. CPU is that of all processes.
+`,
+	figures: localFigures(), choose: chooseLocal, round: measureLocals,
+	finish: func(context.Context, *harness) error { return nil },
+}
+
+func chooseLocal(ctx context.Context, h *harness) {
+	_, noProduct := os.Stat(h.site.product)
+	h.add(localTCP{}, nil)
+	h.add(localUnix{}, nil)
+	h.add(localMesh{}, noProduct)
+	h.add(localMesh{blocking: true}, noProduct)
+	var noEnvoy error
+	if h.wants(localEnvoy{}.name()) {
+		h.site.envoy, noEnvoy = fetchEnvoy(ctx)
+	}
+	h.add(localEnvoy{}, noEnvoy)
+}
 
 func localFigures() (all []figure) {
 	tcp := localTCP{}.name()

@@ -32,7 +32,7 @@ type machine struct {
 	Failed []string
 }
 
-func describe(ctx context.Context, s *site, peers []peer, p plan) machine {
+func describe(ctx context.Context, s *site, peers []contender, p plan) machine {
 	m := machine{
 		Date:    time.Now().UTC().Format(time.DateOnly),
 		CPU:     lineValue("/proc/cpuinfo", "model name", ":"),
@@ -50,9 +50,15 @@ func describe(ctx context.Context, s *site, peers []peer, p plan) machine {
 	if unix.Sysinfo(&info) == nil {
 		m.MemoryMB = int(uint64(info.Totalram) * uint64(info.Unit) >> 20)
 	}
-	for _, peer := range peers {
+	for _, c := range peers {
+		peer, ok := c.(interface {
+			version(context.Context, *site) string
+		})
+		if !ok {
+			continue
+		}
 		if v := peer.version(ctx, s); v != "" {
-			m.Peers = append(m.Peers, peer.name()+": "+v)
+			m.Peers = append(m.Peers, c.name()+": "+v)
 		}
 	}
 	slices.Sort(m.Peers)
@@ -76,7 +82,7 @@ func lineValue(path, key, sep string) string {
 
 func (m machine) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "## Machine\n\n- %s, %d cores, %d MB of memory\n- %s, Linux %s\n", m.CPU, m.Cores, m.MemoryMB, m.System, m.Kernel)
+	fmt.Fprintf(&b, "- %s, %d cores, %d MB of memory\n- %s, Linux %s\n", m.CPU, m.Cores, m.MemoryMB, m.System, m.Kernel)
 	fmt.Fprintf(&b, "- %s, %d rounds of %g s per figure\n", m.Date, m.Rounds, m.Seconds)
 	for _, p := range m.Peers {
 		fmt.Fprintf(&b, "- %s\n", p)

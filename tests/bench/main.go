@@ -2,7 +2,8 @@
 
 // Command bench compares meshproxy with the alternatives, in one run on one
 // machine; see BENCHMARKS.md, which it writes, and results.json beside it. It
-// needs root.
+// needs root. What it measures in one run is a suite: nodes with a mesh of their
+// own, or nodes in the mesh of a real Consul.
 //
 // The harness (this package) starts peers and judges figures; the load is made
 // by package load, in processes of its own.
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -28,8 +30,8 @@ type options struct {
 	rounds    int
 	idle      int
 	workloads int
-	peers     string
 	part      string
+	peers     string
 	product   string
 	out       string
 }
@@ -57,8 +59,8 @@ func parseFlags() options {
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds, instead of the plan's")
 	flag.IntVar(&o.idle, "idle", 0, "idle connections, instead of the plan's")
 	flag.IntVar(&o.workloads, "workloads", 0, "workloads, instead of the plan's")
+	flag.StringVar(&o.part, "part", "nodes,local", "what to measure, separated by commas: nodes, local, consul")
 	flag.StringVar(&o.peers, "peers", "", "only these, separated by commas")
-	flag.StringVar(&o.part, "part", "", "nodes: only the way from node to node; local: only the one between workloads of a node. Writes no files unless -out is given")
 	flag.StringVar(&o.product, "meshproxy", "bin/meshproxy", "the binary to measure")
 	flag.StringVar(&o.out, "out", "", "directory of the repository, where the results are written (default . without -quick)")
 	flag.Parse()
@@ -83,10 +85,14 @@ func (o options) plan() plan {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if !o.quick && o.part == "" && o.out == "" {
+	if !o.quick && o.out == "" {
 		o.out = "."
 	}
 	p := o.plan()
+	parts, err := o.suites()
+	if err != nil {
+		return err
+	}
 	notes, err := readNotes()
 	if err != nil {
 		return err
@@ -106,37 +112,40 @@ func run(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	s.descriptors = descriptors
 
-	h := &harness{site: s, plan: p, samples: samples{}}
-	if err := h.choose(ctx, o.peers); err != nil {
-		return err
+	for _, part := range parts {
+		h := &harness{suite: part, site: s, plan: p, only: o.peers, samples: samples{}, broken: make(map[string]bool)}
+		if err := h.run(ctx, o.out, notes); err != nil {
+			return err
+		}
 	}
-	switch o.part {
-	case "nodes":
-		h.locals = nil
-	case "local":
-		h.peers = nil
+	return nil
+}
+
+// suites are the parts that the flags ask for.
+func (o options) suites() (parts []*suite, err error) {
+	for _, name := range strings.Split(o.part, ",") {
+		i := slices.IndexFunc(suites, func(s *suite) bool { return s.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no part %q", name)
+		}
+		parts = append(parts, suites[i])
 	}
-	m := describe(ctx, s, h.peers, p)
+	return parts, nil
+}
+
+// run measures a suite and writes what came of it.
+func (h *harness) run(ctx context.Context, out string, notes map[string]string) error {
+	if h.suite.choose(ctx, h); len(h.peers) == 0 {
+		return fmt.Errorf("choose peers: none of %q", h.only)
+	}
+	m := describe(ctx, h.site, h.peers, h.plan)
 	if err := h.measure(ctx); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(h.peers, func(p peer) bool { return p.name() == meshproxyName }) {
-		if n, err := copyAllocations(ctx); err != nil {
-			h.failures = append(h.failures, err.Error())
-		} else {
-			h.samples.add(meshproxyName, values{"copy_path_allocations": n})
-		}
-	}
 	m.Failed = append(h.missing, h.failures...)
-	all := h.samples.outcomes(notes)
-	switch nodes, local := parts(all); o.part {
-	case "nodes":
-		all = nodes
-	case "local":
-		all = local
-	}
+	all := h.samples.outcomes(h.suite, notes)
 	fmt.Print(table(all))
-	if err := write(o.out, m, all); err != nil {
+	if err := write(out, h.suite, m, all); err != nil {
 		return err
 	}
 	if len(h.failures) > 0 {
@@ -170,127 +179,101 @@ func raiseDescriptors(p plan) (int, error) {
 // spareDescriptors are what a proxy needs for itself.
 const spareDescriptors = 500
 
-func write(dir string, m machine, all []outcome) error {
-	if dir == "" {
-		return nil
-	}
-	if err := os.WriteFile(filepath.Join(dir, "BENCHMARKS.md"), []byte(markdown(m, all)), 0o644); err != nil {
-		return fmt.Errorf("write BENCHMARKS.md: %w", err)
-	}
-	return writeResults(filepath.Join(dir, "tests", "bench", "results.json"), all)
-}
-
-// harness is one run of the benchmark.
+// harness is one run of a suite.
 type harness struct {
+	suite   *suite
 	site    *site
 	plan    plan
-	peers   []peer
-	locals  []localPeer
+	only    string // peers, all if empty
+	peers   []contender
 	samples samples
+	broken  map[string]bool
 	// missing are peers that aren't there, failures those that broke.
 	missing, failures []string
 }
 
+// contender is one who is measured: a peer, or a localPeer.
+type contender interface{ name() string }
+
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
-// choose finds out which peers there are. A machine without network has no
-// Envoy, and is told so.
-func (h *harness) choose(ctx context.Context, only string) error {
-	wanted := func(name string) bool { return only == "" || slices.Contains(strings.Split(only, ","), name) }
-	is := func(name string, err error) bool {
-		if err != nil && wanted(name) {
-			h.missing = append(h.missing, name+": "+err.Error())
-			progress("no %s: %v", name, err)
-		}
-		return err == nil && wanted(name)
+func (h *harness) wants(name string) bool {
+	return h.only == "" || slices.Contains(strings.Split(h.only, ","), name)
+}
+
+// add takes one in who is wanted, or says why it isn't there: a machine without
+// network has no Envoy.
+func (h *harness) add(p contender, missing error) {
+	switch {
+	case !h.wants(p.name()):
+	case missing != nil:
+		h.missing = append(h.missing, p.name()+": "+missing.Error())
+		progress("no %s: %v", p.name(), missing)
+	default:
+		h.peers = append(h.peers, p)
 	}
-	add := func(p peer, err error) {
-		if is(p.name(), err) {
-			h.peers = append(h.peers, p)
-		}
-	}
-	addLocal := func(p localPeer, err error) {
-		if is(p.name(), err) {
-			h.locals = append(h.locals, p)
-		}
-	}
-	add(direct{}, nil)
-	add(tlsPair{}, nil)
-	_, err := os.Stat(haproxyPath)
-	add(haproxy{}, err)
-	if wanted(envoy{}.name()) || wanted(envoy{connect: true}.name()) || wanted(localEnvoy{}.name()) {
-		h.site.envoy, err = fetchEnvoy(ctx)
-		add(envoy{}, err)
-		add(envoy{connect: true}, err)
-		addLocal(localEnvoy{}, err)
-	}
-	_, err = os.Stat(h.site.product)
-	add(meshproxy{}, err)
-	addLocal(localTCP{}, nil)
-	addLocal(localUnix{}, nil)
-	addLocal(localMesh{}, err)
-	addLocal(localMesh{blocking: true}, err)
-	if len(h.peers)+len(h.locals) == 0 {
-		return fmt.Errorf("choose peers: none of %q", only)
-	}
-	return nil
+}
+
+func (h *harness) has(name string) bool {
+	return slices.ContainsFunc(h.peers, func(p contender) bool { return p.name() == name })
 }
 
 // measure runs the rounds. A peer that fails once is left out of the rest.
 func (h *harness) measure(ctx context.Context) error {
-	broken := map[string]bool{}
-	fail := func(name string, err error) {
-		broken[name] = true
-		h.failures = append(h.failures, err.Error())
-		progress("%v", err)
-	}
 	for round := range h.plan.rounds {
-		progress("round %d of %d", round+1, h.plan.rounds)
-		order := slices.Clone(h.peers)
-		rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		for _, p := range order {
-			if broken[p.name()] {
-				continue
-			}
-			v, err := measurePeer(ctx, h.site, p, h.plan, progress)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			h.samples.add(p.name(), v)
-			if err != nil {
-				fail(p.name(), err)
-			}
-			if p.name() == meshproxyName && err == nil {
-				if err := h.measureWorkloads(ctx); err != nil {
-					fail(p.name(), err)
-				}
-			}
-		}
-		if err := h.measureLocals(ctx, broken, fail); err != nil {
+		progress("%s, round %d of %d", h.suite.name, round+1, h.plan.rounds)
+		rand.Shuffle(len(h.peers), func(i, j int) { h.peers[i], h.peers[j] = h.peers[j], h.peers[i] })
+		if err := h.suite.round(ctx, h); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := h.suite.finish(ctx, h); err != nil {
+		h.failures = append(h.failures, err.Error())
+	}
+	return ctx.Err()
 }
 
-// measureLocals is a round of the local path.
-func (h *harness) measureLocals(ctx context.Context, broken map[string]bool, fail func(string, error)) error {
-	order := slices.Clone(h.locals)
-	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-	for _, p := range order {
-		if broken["local "+p.name()] {
+func (h *harness) fail(name string, err error) {
+	h.broken[name] = true
+	h.failures = append(h.failures, err.Error())
+	progress("%v", err)
+}
+
+// each measures every peer that isn't broken.
+func (h *harness) each(ctx context.Context, measure func(contender) (values, error)) error {
+	for _, p := range h.peers {
+		if h.broken[p.name()] {
 			continue
 		}
-		v, err := measureLocal(ctx, h.site, p, h.plan)
+		v, err := measure(p)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		h.samples.add(p.name(), v)
 		if err != nil {
-			fail("local "+p.name(), err)
+			h.fail(p.name(), err)
 		}
 	}
 	return nil
+}
+
+// measurePeers is a round from node to node.
+func measurePeers(ctx context.Context, h *harness) error {
+	return h.each(ctx, func(c contender) (values, error) {
+		p := c.(peer)
+		v, err := measurePeer(ctx, h.site, p, h.suite.starts(p), h.plan, progress)
+		if err == nil {
+			err = h.suite.beside(ctx, h, p)
+		}
+		return v, err
+	})
+}
+
+// measureLocals is a round of the local path.
+func measureLocals(ctx context.Context, h *harness) error {
+	return h.each(ctx, func(c contender) (values, error) {
+		return measureLocal(ctx, h.site, c.(localPeer), h.plan)
+	})
 }
 
 func (h *harness) measureWorkloads(ctx context.Context) error {
@@ -307,10 +290,9 @@ func (h *harness) measureWorkloads(ctx context.Context) error {
 // String writes values for the progress.
 func (v values) String() string {
 	var parts []string
-	for _, f := range figures {
-		if x, ok := v[f.name]; ok {
-			parts = append(parts, fmt.Sprintf("%s %s %s", f.name, number(&x), f.unit))
-		}
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		x := v[name]
+		parts = append(parts, name+" "+number(&x))
 	}
 	return strings.Join(parts, ", ")
 }

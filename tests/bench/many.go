@@ -14,13 +14,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshproxy/meshproxy/tests/bench/upstreams"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/testnet"
 )
 
 // manyFirstPort is where the services of many workloads begin, below the ports
 // that connections are made from.
-const manyFirstPort = 2000
+const manyFirstPort = upstreams.FirstPort
 
 // manyWorkloads measures the nodes' memory with a number of workloads on each:
 // those of host b serve a service each, those of host a call one each, once.

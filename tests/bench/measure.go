@@ -19,15 +19,19 @@ type plan struct {
 	window    load.Window
 	idle      int // idle connections
 	workloads int
+	// Those of the suite with Consul: services of a node whose memory is
+	// measured, permitted upstreams, and a window without changes.
+	services, upstreams int
+	quiet               time.Duration
 }
 
 var (
 	fullPlan = plan{
-		rounds: 3, idle: 10_000, workloads: 1000,
+		rounds: 3, idle: 10_000, workloads: 1000, services: 20, upstreams: 1000, quiet: time.Minute,
 		window: load.Window{Warm: time.Second, Length: 3 * time.Second},
 	}
 	quickPlan = plan{
-		rounds: 1, idle: 500, workloads: 20,
+		rounds: 1, idle: 500, workloads: 20, services: 3, upstreams: 40, quiet: time.Second,
 		window: load.Window{Warm: 100 * time.Millisecond, Length: 300 * time.Millisecond},
 	}
 )
@@ -55,17 +59,13 @@ var (
 	idleProbe = probe{"idle", probeIdle}
 )
 
-// measurePeer runs all probes of a peer once, in random order.
-func measurePeer(ctx context.Context, s *site, p peer, plan plan, log func(string, ...any)) (values, error) {
+// measurePeer runs all probes of a peer once, those of a start in random order.
+func measurePeer(ctx context.Context, s *site, p peer, starts [][]probe, plan plan, log func(string, ...any)) (values, error) {
 	all := values{}
-	shuffled := append([]probe(nil), probes...)
-	rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-	starts := [][]probe{shuffled}
-	if p.name() != (direct{}).name() {
-		starts = append(starts, []probe{idleProbe})
-	}
 	for _, group := range starts {
-		got, err := measureStart(ctx, s, p, group, plan, log)
+		shuffled := append([]probe(nil), group...)
+		rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+		got, err := measureStart(ctx, s, p, shuffled, plan, log)
 		maps.Copy(all, got)
 		if err != nil {
 			return all, err

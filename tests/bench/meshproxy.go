@@ -70,14 +70,14 @@ func (meshproxy) start(ctx context.Context, s *site) (*instance, error) {
 	for i, h := range s.topology.Hosts() {
 		in.proxies = append(in.proxies, proxyProcess{nodes[i].Process, h.Cgroup(meshnode.Cgroup)})
 	}
-	if err := nodes.checkCaptured(ctx, s, in); err != nil {
+	if err := nodes.checkCaptured(ctx, s, in, "hbone"); err != nil {
 		return nil, errors.Join(err, nodes.leave(ctx))
 	}
 	return in, nil
 }
 
 // checkCaptured makes sure that it isn't a direct connection that is measured.
-func (m meshNodes) checkCaptured(ctx context.Context, s *site, in *instance) error {
+func (m meshNodes) checkCaptured(ctx context.Context, s *site, in *instance, path string) error {
 	client, err := s.startClient(in, clientArgs{Kind: "idle", Count: 1})
 	if err != nil {
 		return err
@@ -92,12 +92,12 @@ func (m meshNodes) checkCaptured(ctx context.Context, s *site, in *instance) err
 		return fmt.Errorf("connect through the mesh: %w: %s", err, client.Stderr().Tail(300))
 	}
 	for i, direction := range []string{"outbound", "inbound"} {
-		open, err := m[i].Admin.Connections(ctx, api.ConnectionFilter{Path: "hbone", Direction: direction})
+		open, err := m[i].Admin.Connections(ctx, api.ConnectionFilter{Path: path, Direction: direction})
 		if err != nil {
 			return fmt.Errorf("ask node: %w", err)
 		}
 		if open.Total != 1 {
-			return fmt.Errorf("%w: %d %s connections by hbone, want 1", errNotCaptured, open.Total, direction)
+			return fmt.Errorf("%w: %d %s connections by %s, want 1", errNotCaptured, open.Total, direction, path)
 		}
 	}
 	return nil
@@ -150,11 +150,16 @@ func startNode(ctx context.Context, s *site, h *testnet.Host, mesh, extra string
 			return nil, err
 		}
 	}
-	// A node begins with the last mesh that it knew, which is another one.
-	if err := os.RemoveAll(meshnode.StateDir(h)); err != nil {
+	return startFresh(ctx, meshnode.Options{Host: h, Program: []string{s.product}, MeshFile: mesh, CADir: ca, Extra: extra})
+}
+
+// startFresh starts a node that knows nothing: it would begin with the last mesh
+// that it knew, which is another one.
+func startFresh(ctx context.Context, o meshnode.Options) (*meshnode.Node, error) {
+	if err := os.RemoveAll(meshnode.StateDir(o.Host)); err != nil {
 		return nil, fmt.Errorf("remove state: %w", err)
 	}
-	return meshnode.Start(ctx, meshnode.Options{Host: h, Program: []string{s.product}, MeshFile: mesh, CADir: ca, Extra: extra})
+	return meshnode.Start(ctx, o)
 }
 
 // leave ends the nodes and what they keep in the kernel, so that the next

@@ -78,6 +78,12 @@ func clientRole(text string) error {
 		r, err = load.Bulk(args.Addr, args.Count, args.Kind == "up", args.Window)
 	case "connect":
 		r, err = load.Connect(args.Addr, args.Count, args.Window)
+	case "once":
+		end, err := load.Idle(args.Addr, 1)
+		if err != nil {
+			return err
+		}
+		end()
 	case "idle":
 		if _, err := load.Idle(args.Addr, args.Count); err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/meshproxy/meshproxy/tests/bench/load"
+	"github.com/meshproxy/meshproxy/tests/peers/consul"
 	"github.com/meshproxy/meshproxy/tests/testnet"
 )
 
@@ -37,6 +38,8 @@ type site struct {
 	product string
 	// envoy is the Envoy binary.
 	envoy string
+	// agents are Consul's, where it runs.
+	agents map[*testnet.Host]*consul.Server
 }
 
 func newSite(ctx context.Context, product string) (*site, error) {
@@ -44,14 +47,19 @@ func newSite(ctx context.Context, product string) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &site{topology: topology, a: topology.Host("a"), b: topology.Host("b"), product: product}
+	s := &site{topology: topology, a: topology.Host("a"), b: topology.Host("b"), product: product, agents: make(map[*testnet.Host]*consul.Server)}
 	if err := s.furnish(ctx); err != nil {
 		return nil, errors.Join(err, topology.Close())
 	}
 	return s, nil
 }
 
-func (s *site) close() error { return s.topology.Close() }
+func (s *site) close() error {
+	for _, a := range s.agents {
+		_ = a.Stop()
+	}
+	return s.topology.Close()
+}
 
 func (s *site) furnish(ctx context.Context) error {
 	var err error
@@ -63,7 +71,7 @@ func (s *site) furnish(ctx context.Context) error {
 		for _, ctl := range [][2]string{
 			{"net/ipv4/ip_local_port_range", "11000 65535"},
 			// The proxies' own ports are not for clients.
-			{"net/ipv4/ip_local_reserved_ports", "15000-15100"},
+			{"net/ipv4/ip_local_reserved_ports", "15000-15100,19000-19100,20000-20100,21000-21100"},
 			{"net/ipv4/tcp_tw_reuse", "1"},
 			{"net/ipv4/tcp_max_syn_backlog", "8192"},
 			{"net/core/somaxconn", "8192"},
@@ -91,7 +99,7 @@ func (s *site) serverAddr() netip.AddrPort { return netip.AddrPortFrom(s.b.Addr4
 
 // clientArgs are what the role "client" is asked for.
 type clientArgs struct {
-	Kind   string // "ping", "up", "down", "connect", "idle"
+	Kind   string // "ping", "up", "down", "connect", "idle", "once"
 	Addr   netip.AddrPort
 	Count  int // connections or streams
 	Window load.Window

@@ -61,9 +61,7 @@ func (s *Server) LaunchEnvoy(ctx context.Context, id, token string) (*Sidecar, e
 		return nil, err
 	}
 	p := &Sidecar{Admin: netip.AddrPortFrom(loopback, port), host: s.options.Host}
-	bootstrap, err := s.run(ctx, cmp.Or(token, s.ManagementToken),
-		"connect", "envoy", "-sidecar-for", id, "-bootstrap", "-ignore-envoy-compatibility",
-		"-envoy-binary", binary, "-admin-bind", p.Admin.String(), "-grpc-addr", "http://"+s.GRPCAddr.String())
+	bootstrap, err := s.bootstrap(ctx, binary, id, token, p.Admin)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +78,18 @@ func (s *Server) LaunchEnvoy(ctx context.Context, id, token string) (*Sidecar, e
 		return nil, err
 	}
 	return p, p.await(ctx, func() error { return p.ready(ctx) })
+}
+
+// Bootstrap is what the Envoy of a service that is registered with a sidecar is
+// started with, for those who start it themselves.
+func (s *Server) Bootstrap(ctx context.Context, envoy, id string, admin netip.AddrPort) ([]byte, error) {
+	return s.bootstrap(ctx, envoy, id, s.ManagementToken, admin)
+}
+
+func (s *Server) bootstrap(ctx context.Context, envoy, id, token string, admin netip.AddrPort) ([]byte, error) {
+	return s.run(ctx, cmp.Or(token, s.ManagementToken),
+		"connect", "envoy", "-sidecar-for", id, "-bootstrap", "-ignore-envoy-compatibility",
+		"-envoy-binary", envoy, "-admin-bind", admin.String(), "-grpc-addr", "http://"+s.GRPCAddr.String())
 }
 
 // ready asks Envoy whether it has its configuration from the agent.

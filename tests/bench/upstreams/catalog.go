@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package upstreams
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 // catalog is what Consul is filled with: services behind sidecars on nodes
 // without agents, as many to a node as a VM of many services has.
 type catalog struct {
-	options
+	Options
 	client *api.Client
 }
 
@@ -26,8 +26,10 @@ const perNode = 20
 
 func service(i int) string { return fmt.Sprintf("svc-%04d", i) }
 
+func localService(i int) string { return fmt.Sprintf("local-%02d", i) }
+
 func (c *catalog) place(i, endpoint int) (node, address string) {
-	n := (i/perNode)*c.endpoints + endpoint
+	n := (i/perNode)*c.Endpoints + endpoint
 	return fmt.Sprintf("node-%04d", n), fmt.Sprintf("10.%d.%d.%d", 100+n>>16, n>>8&255, n&255)
 }
 
@@ -61,8 +63,8 @@ func (c *catalog) fill() error {
 			}
 		})
 	}
-	for i := range c.services {
-		for e := range c.endpoints {
+	for i := range c.Services {
+		for e := range c.Endpoints {
 			work <- func() error {
 				node, address := c.place(i, e)
 				_, err := c.client.Catalog().Register(&api.CatalogRegistration{
@@ -77,8 +79,8 @@ func (c *catalog) fill() error {
 	}
 	close(work)
 	wg.Wait()
-	for i := range c.workloads {
-		if err := c.client.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: fmt.Sprintf("local-%02d", i), Port: 9000 + i}); err != nil {
+	for i := range c.Workloads {
+		if err := c.client.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: localService(i), Port: FirstPort + i}); err != nil {
 			return fmt.Errorf("register local service: %w", err)
 		}
 	}
@@ -101,7 +103,7 @@ func (c *catalog) change(ctx context.Context, node *client.Client, i int) (time.
 	if i%2 == 1 {
 		status = api.HealthPassing
 	}
-	row := c.row((i/2)*37%c.services, (i/2)%c.endpoints, status)
+	row := c.row((i/2)*37%c.Services, (i/2)%c.Endpoints, status)
 	row.Service = nil
 	row.SkipNodeUpdate = true
 	began := time.Now()
