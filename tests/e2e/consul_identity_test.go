@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
@@ -97,7 +96,7 @@ func TestConsulIdentities(t *testing.T) {
 	l.stopConsul()
 	l.startNode("a", meshnode.Options{})
 	l.startNode("b", meshnode.Options{})
-	l.fails(a, "client", "far:80", resetLater, 10*time.Second)
+	l.fails(a, "client", "far:80", resetLater)
 	l.identities("a", func(ca api.CA) error {
 		if len(ca.Problems) == 0 || !strings.Contains(ca.Problems[0], "no roots from Consul's agent at 127.0.0.1:8500 since 20") {
 			return errors.New("want the agent's absence")

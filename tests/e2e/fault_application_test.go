@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 )
@@ -41,15 +40,14 @@ func TestApplicationNotListening(t *testing.T) {
 	l.start("a", "")
 	l.start("b", "")
 	a, b := l.net.Host("a"), l.net.Host("b")
-	const soon = 2 * time.Second
 
-	l.fails(a, "client", "far:80", resetLater, soon)
+	l.fails(a, "client", "far:80", resetLater)
 	l.refused("a", "outbound peer_unavailable")
 	l.refused("b", "inbound connect_refused")
 	l.logged(l.nodes["a"], "peer_unavailable", "source=client", "service=far")
 	l.logged(l.nodes["b"], "connect_refused", "destination=far")
 
-	l.fails(a, "client", "near:80", resetLater, soon)
+	l.fails(a, "client", "near:80", resetLater)
 	l.refused("a", "outbound connect_refused")
 	l.logged(l.nodes["a"], "connect_refused", "source=client", "service=near")
 

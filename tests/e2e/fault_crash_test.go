@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/tests/testnet"
 	"github.com/meshproxy/meshproxy/tests/workload"
@@ -52,7 +51,7 @@ func TestCrash(t *testing.T) {
 				t.Errorf("server accepted %s, client is %s", s.Accepted, d.Local)
 			}
 			for _, address := range []string{"10.77.0.2:8080", virtual} {
-				l.fails(a, "client", address, refusedAtOnce, time.Second)
+				l.fails(a, "client", address, refusedAtOnce)
 			}
 		}
 	})

@@ -35,8 +35,8 @@ func TestDrain(t *testing.T) {
 			if node == "b" {
 				want = resetLater // it's the other node that knows
 			}
-			l.fails(a, "client", "10.77.0.2:8080", want, 2*time.Second)
-			l.fails(a, "other", "10.77.0.2:8080", want, 2*time.Second)
+			l.fails(a, "client", "10.77.0.2:8080", want)
+			l.fails(a, "other", "10.77.0.2:8080", want)
 			select {
 			case <-n.Done():
 				t.Fatal("it ended before its connections")
@@ -69,8 +69,10 @@ func TestDrainTimeout(t *testing.T) {
 	if err := n.Wait(l.ctx()); err != nil {
 		t.Errorf("the process ended with %v", err)
 	}
-	if took := time.Since(began); took < time.Second || took > 3*time.Second {
-		t.Errorf("draining took %v, the limit is 1s", took)
+	took := time.Since(began)
+	t.Logf("draining took %v, the limit is 1s", took)
+	if took < time.Second || took > patientWait {
+		t.Error("the limit was not kept")
 	}
 	l.awaitHeld(open, workload.HeldEnded, 5)
 	l.logged(n, "closing connections that did not finish", "connections=5")
@@ -97,7 +99,7 @@ func TestLeave(t *testing.T) {
 	if left := linksBelow(l, pins); len(left) != len(links) {
 		t.Errorf("a stop leaves %d links of %d", len(left), len(links))
 	}
-	l.fails(a, "client", "10.77.0.2:8080", refusedAtOnce, time.Second)
+	l.fails(a, "client", "10.77.0.2:8080", refusedAtOnce)
 
 	if err := l.nodes["a"].Leave(l.ctx()); err != nil {
 		t.Fatal(err)

@@ -43,7 +43,7 @@ func TestBadServer(t *testing.T) {
 			l.start("a", "")
 			peer := newBadPeer(l, dir, tc.workload, skewed(tc.clock))
 			peer.serve(b)
-			l.fails(a, "client", "far:80", resetLater, 2*time.Second)
+			l.fails(a, "client", "far:80", resetLater)
 			l.refused("a", "outbound "+tc.reason)
 			l.logged(l.nodes["a"], append(tc.says, "reason="+tc.reason, "source=client", "service=far")...)
 			if n := peer.received.Load(); n > 0 {
@@ -109,7 +109,7 @@ func TestWrongIdentityInMesh(t *testing.T) {
 	l.writeMesh(wrong)
 	l.start("a", "")
 
-	l.fails(a, "client", "far:80", resetLater, 2*time.Second)
+	l.fails(a, "client", "far:80", resetLater)
 	l.refused("a", "outbound identity_mismatch")
 	l.logged(l.nodes["a"], "identity_mismatch", "sa/somebody", "service=far")
 	l.logged(l.nodes["b"], "refuse tunnel", "10.77.0.1", "reason=identity_mismatch", "no workload here")

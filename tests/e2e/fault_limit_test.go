@@ -168,7 +168,7 @@ func TestConnectionLimit(t *testing.T) {
 		l := l.in(t)
 		open := l.hold(a, "small", "far:80", 5)
 		for _, to := range []string{"far:80", "near:80"} {
-			l.fails(a, "small", to, resetLater, 2*time.Second)
+			l.fails(a, "small", to, resetLater)
 			if d := l.dial(a, "other", "-address", to, "-send", "hello"); !d.OK {
 				t.Errorf("other to %s: %s at %s", to, d.Error, d.Stage)
 			}
@@ -183,7 +183,7 @@ func TestConnectionLimit(t *testing.T) {
 	t.Run("of a server", func(t *testing.T) {
 		l := l.in(t)
 		open := l.hold(a, "other", "few:80", 3)
-		l.fails(a, "other", "few:80", resetLater, 2*time.Second)
+		l.fails(a, "other", "few:80", resetLater)
 		l.refused("b", "inbound limit_workload")
 		l.refused("a", "outbound peer_unavailable")
 		if d := l.dial(a, "other", "-address", "far:80", "-send", "hello"); !d.OK {

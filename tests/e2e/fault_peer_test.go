@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/testnet"
@@ -86,7 +85,7 @@ func TestPeerKilled(t *testing.T) {
 	if _, errors := held(open); errors["ECONNRESET"] != 5 {
 		t.Errorf("open connections ended with %v, want resets", errors)
 	}
-	l.fails(a, "client", "left:80", resetLater, 2*time.Second)
+	l.fails(a, "client", "left:80", resetLater)
 	l.refused("a", "outbound connect_refused")
 	l.awaitHealth(ejected)
 	l.logged(l.nodes["a"], "eject", "10.77.0.2")
@@ -113,7 +112,7 @@ func TestPeerUnreachable(t *testing.T) {
 	if err := b.SetLink(testnet.WireLink, false); err != nil {
 		t.Fatal(err)
 	}
-	l.fails(a, "client", "left:80", resetLater, 3*time.Second)
+	l.fails(a, "client", "left:80", resetLater)
 	l.refused("a", "outbound connect_timeout")
 	l.awaitHealth(ejected)
 	l.awaitCall(calls, mark(calls), "calls without delay", func(line string) bool {

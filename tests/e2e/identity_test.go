@@ -163,7 +163,7 @@ func TestWorkloadWithoutLeaf(t *testing.T) {
 	if got := l.works(a, "good", "far:80"); got != "far" {
 		t.Errorf("served by %q", got)
 	}
-	l.fails(a, "bad", "far:80", "ECONNRESET at read", patience)
+	l.fails(a, "bad", "far:80", "ECONNRESET at read")
 	l.refused("a", "outbound no_leaf")
 	if missing := l.status("a").Identity.Missing; fmt.Sprint(missing) != "[bad]" {
 		t.Errorf("missing leaves of %v, want bad's", missing)

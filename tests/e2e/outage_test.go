@@ -153,8 +153,9 @@ const (
 	resetLater    = "ECONNRESET at read"
 )
 
-// fails dials and wants it to fail in a way, within a time.
-func (l *lab) fails(where place, cgroup, address, want string, within time.Duration) {
+// fails dials and wants it to fail in a way. What hangs fails in another one,
+// that of the client's timeout; how long it takes is printed.
+func (l *lab) fails(where place, cgroup, address, want string) {
 	l.Helper()
 	began := time.Now()
 	d := l.dial(where, cgroup, "-address", address, "-send", "hello")
@@ -164,9 +165,7 @@ func (l *lab) fails(where place, cgroup, address, want string, within time.Durat
 	if got := d.Error + " at " + d.Stage; d.OK || got != want {
 		l.Errorf("%s to %s: ok=%v, %s; want %s", cgroup, address, d.OK, got, want)
 	}
-	if took := time.Since(began); took > within {
-		l.Errorf("%s to %s: it took %v to fail, want at most %v", cgroup, address, took, within)
-	}
+	l.Logf("%s to %s fails after %v", cgroup, address, time.Since(began))
 }
 
 // works dials until it succeeds, and returns the server's name.

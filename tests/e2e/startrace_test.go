@@ -171,7 +171,7 @@ func TestRestartedWorkload(t *testing.T) {
 		if got := l.works(a, "client", "far:80"); got != "far" {
 			t.Errorf("served by %q", got)
 		}
-		l.fails(a, "nobody", "10.77.0.2:8080", "ECONNREFUSED at connect", patience)
+		l.fails(a, "nobody", "10.77.0.2:8080", "ECONNREFUSED at connect")
 	}
 	id := func() uint64 {
 		t.Helper()
