@@ -34,6 +34,8 @@ type Config struct {
 	DrainTimeout time.Duration
 	// UpgradeTimeout is how long a new process may take to be ready.
 	UpgradeTimeout time.Duration
+	// RestartTimeout is how long connections wait for the process after a stop.
+	RestartTimeout time.Duration
 
 	// File is where it was read; empty when there was no file.
 	File string

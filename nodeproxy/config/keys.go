@@ -358,6 +358,10 @@ var table = []key{
 		"upgradeTimeout", "20s", "How long a new process may take until it can take over; then this one goes on.", false,
 		func(c *Config) value { return duration(&c.UpgradeTimeout, time.Second, time.Hour) },
 	},
+	{
+		"restartTimeout", "5s", "How long connections wait for the next process after the node has stopped; then workloads are refused, or go direct.", false,
+		func(c *Config) value { return duration(&c.RestartTimeout, 0, time.Hour) },
+	},
 }
 
 func checkName(s string) error {

@@ -14,14 +14,9 @@ import (
 	"github.com/meshproxy/meshproxy/systemd"
 )
 
-const (
-	// restartGrace is how long connections wait for the next process before
-	// they are refused as for a proxy that is gone.
-	restartGrace = 5 * time.Second
-	// restartTail is what connections get that were accepted while the others
-	// drained. Attempts wait meanwhile, so it is short.
-	restartTail = time.Second
-)
+// restartTail is what connections get that were accepted while the others
+// drained. Attempts wait meanwhile, so it is short.
+const restartTail = time.Second
 
 // inheritStored takes up what the service manager kept over a restart.
 func (n *Node) inheritStored() error {
@@ -104,7 +99,8 @@ func (n *Node) openSince(moment time.Time) int {
 // leaveWaiting stops accepting and leaves the listeners open.
 func (n *Node) leaveWaiting() {
 	n.draining.Store(true)
-	if err := n.capture.Await(restartGrace); err != nil {
+	limit := n.settingsFile().RestartTimeout
+	if err := n.capture.Await(limit); err != nil {
 		n.log.Warn("announce the restart", "error", err)
 	}
 	n.namespaces.stopAccepting()
@@ -115,7 +111,7 @@ func (n *Node) leaveWaiting() {
 	defer cancel()
 	n.await(ctx, func() bool { return n.open() == 0 })
 	// The tail has cost some of it.
-	if err := n.capture.Await(restartGrace); err != nil {
+	if err := n.capture.Await(limit); err != nil {
 		n.log.Warn("announce the restart", "error", err)
 	}
 }
