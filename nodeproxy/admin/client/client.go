@@ -34,8 +34,7 @@ var (
 
 const (
 	dialTimeout = 5 * time.Second
-	// answerTimeout is more than the server's own, and than an upgrade may take
-	// by default.
+	// answerTimeout is more than the server's own.
 	answerTimeout = 60 * time.Second
 	// maxAnswer bounds what is read: 10,000 connections take some 4 MB.
 	maxAnswer = 64 << 20
@@ -57,9 +56,8 @@ func New(socket string) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", socket)
 		},
-		DisableCompression:    true,
-		MaxIdleConns:          1,
-		ResponseHeaderTimeout: answerTimeout,
+		DisableCompression: true,
+		MaxIdleConns:       1,
 	}}}
 }
 
@@ -112,14 +110,15 @@ func (c *Client) SetBypass(ctx context.Context, b api.Bypass) error {
 	return c.do(ctx, http.MethodPut, "/v1/bypass", b, &b)
 }
 
-// Reload makes the node read its configuration again.
+// Reload makes the node read its configuration again. It may become an upgrade.
 func (c *Client) Reload(ctx context.Context) (r api.Reload, err error) {
-	return r, c.do(ctx, http.MethodPost, "/v1/reload", nil, &r)
+	return r, c.await(ctx, http.MethodPost, "/v1/reload", nil, &r)
 }
 
-// Upgrade makes the node give way to a new process of its executable.
+// Upgrade makes the node give way to a new process of its executable. How long
+// that may take is configuration, which the node follows.
 func (c *Client) Upgrade(ctx context.Context) (u api.Upgrade, err error) {
-	return u, c.do(ctx, http.MethodPost, "/v1/upgrade", nil, &u)
+	return u, c.await(ctx, http.MethodPost, "/v1/upgrade", nil, &u)
 }
 
 // Drain makes the node finish what is open and accept nothing new.
@@ -188,6 +187,11 @@ func query(f api.ConnectionFilter) string {
 func (c *Client) do(ctx context.Context, method, path string, question, v any) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
+	return c.await(ctx, method, path, question, v)
+}
+
+// await is do for what takes as long as it takes.
+func (c *Client) await(ctx context.Context, method, path string, question, v any) error {
 	answer, err := c.send(ctx, method, path, question)
 	if err != nil {
 		return err
