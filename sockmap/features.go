@@ -6,7 +6,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/features"
+
+	"github.com/meshproxy/meshproxy/sockmap/internal/helper"
 )
 
 // kernelFeatures are those for which the programs have a fallback. A probe that
@@ -22,10 +23,10 @@ type kernelFeatures struct {
 
 func probeFeatures() *kernelFeatures {
 	return &kernelFeatures{
-		setRetval:      features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
-		pid:            features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnGetCurrentPidTgid) == nil,
-		probeRead:      features.HaveProgramHelper(ebpf.SockOps, asm.FnProbeReadKernel) == nil,
-		mptcp:          features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToMptcpSock) == nil,
+		setRetval:      helper.Have(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil,
+		pid:            helper.Have(ebpf.CGroupSockAddr, asm.FnGetCurrentPidTgid) == nil,
+		probeRead:      helper.Have(ebpf.SockOps, asm.FnProbeReadKernel) == nil,
+		mptcp:          helper.Have(ebpf.CGroupSockAddr, asm.FnSkcToMptcpSock) == nil,
 		ingressIfindex: hasIngressIfindex(),
 		direct:         true,
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/sockmap/internal/helper"
 )
 
 const (
@@ -125,7 +127,7 @@ func helperChecks() []check {
 		checks = append(checks, check{
 			name:     fmt.Sprintf("helper %s in %s", helperName(h.helper), h.program),
 			required: h.required, minKernel: h.minKernel, consequence: h.consequence,
-			look: func() (string, error) { return "", features.HaveProgramHelper(h.typ, h.helper) },
+			look: func() (string, error) { return "", helper.Have(h.typ, h.helper) },
 		})
 	}
 	return append(checks, check{
