@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/sockmap/probe"
 	"github.com/meshproxy/meshproxy/tests/vm"
 )
@@ -22,6 +23,8 @@ type kernel struct {
 	version string
 	// lacks are the findings of check that are not ok.
 	lacks []string
+	// splices says that a node finds splicing safe there.
+	splices bool
 }
 
 var kernels = []kernel{
@@ -33,8 +36,8 @@ var kernels = []kernel{
 		},
 	},
 	{version: "6.1"},
-	{version: "6.12"},
-	{version: "7.2"},
+	{version: "6.12", splices: true},
+	{version: "7.2", splices: true},
 }
 
 // programTests are those of package sockmap that show that programs load,
@@ -48,7 +51,10 @@ var programTests = []string{
 }
 
 // nodeTests run nodes: both families, both directions, what is refused and why.
-var nodeTests = []string{"TestPaths", "TestAuthorization", "TestInboundModes", "TestLeave"}
+var nodeTests = []string{"TestPaths", "TestAuthorization", "TestInboundModes", "TestCrash", "TestLeave"}
+
+// spliceTests are those of a node where it splices.
+var spliceTests = []string{"TestSpliced"}
 
 // TestKernels boots each kernel, or that of the variable KERNEL.
 func TestKernels(t *testing.T) {
@@ -76,8 +82,13 @@ func run(t *testing.T, k kernel) {
 		tests(t, machine, "sockmap.test", programTests)
 	})
 	t.Run("nodes", func(t *testing.T) {
-		tests(t, machine, "e2e.test", nodeTests)
+		names := nodeTests
+		if k.splices {
+			names = slices.Concat(nodeTests, spliceTests)
+		}
+		tests(t, machine, "e2e.test", names)
 	})
+	t.Run("splicing", func(t *testing.T) { splicing(t, machine, k) })
 	t.Run("nothing is left", func(t *testing.T) {
 		if left := machine.Shell(t, "bpftool prog show | grep -E 'cgroup_|sock_ops|sk_lookup|raw_tracepoint' | grep -v 'name sd_' || true"); left != "" {
 			t.Errorf("programs are left:\n%s", left)
@@ -129,6 +140,38 @@ func check(t *testing.T, machine *vm.VM, k kernel) {
 	if !slices.Equal(lacks, k.lacks) {
 		t.Errorf("check finds lacking %q, want %q", lacks, k.lacks)
 	}
+}
+
+const splicingConfig = `
+node: {name: a, trustDomain: mesh.internal}
+identity: {provider: embedded}
+splicing: auto
+authorization: {default: allow}
+workloads: [{name: app, match: [{unit: app.service}]}]
+`
+
+// splicing runs a node that may splice: it does, or says why it does not.
+func splicing(t *testing.T, machine *vm.VM, k kernel) {
+	const config = dir + "splicing.yaml"
+	machine.Put(t, vm.File{Path: config, Content: splicingConfig})
+	machine.Shell(t, fmt.Sprintf(`
+		%[1]smeshproxy ca init --config %[2]s
+		systemd-run --unit=node %[1]smeshproxy run --config %[2]s`, dir, config))
+	const ask = dir + "meshproxy status --config " + config + " -o json"
+	machine.Eventually(t, "the node is ready", ask+` | tee /dev/stderr | grep '"state": "ready"'`)
+	var status api.Status
+	if err := json.Unmarshal([]byte(machine.Shell(t, ask)), &status); err != nil {
+		t.Fatal(err)
+	}
+	splice := status.Capture.Splice
+	t.Logf("on: %v, reason: %q, accepted: %v", splice.On, splice.Reason, splice.Accepted)
+	if splice.On != k.splices {
+		t.Errorf("splicing is on: %v; want %v", splice.On, k.splices)
+	}
+	if !splice.On && splice.Reason == "" {
+		t.Error("splicing is off, and nothing says why")
+	}
+	machine.Shell(t, "systemctl stop node; "+dir+"meshproxy leave --config "+config)
 }
 
 // tests runs the tests of a package in the machine.

@@ -4,6 +4,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -146,17 +147,6 @@ func numbersIn(release string) []int {
 
 // splitKernel takes from an unpacked kernel what booting needs.
 func splitKernel(ctx context.Context, root, dir string) error {
-	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-	if err != nil || len(images) != 1 {
-		return fmt.Errorf("find kernel: the packages have %d", len(images))
-	}
-	release := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
-	if err := os.Rename(images[0], filepath.Join(dir, "vmlinuz")); err != nil {
-		return fmt.Errorf("keep kernel: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "release"), []byte(release+"\n"), 0o644); err != nil {
-		return fmt.Errorf("keep release: %w", err)
-	}
 	// usr/lib is where merged-usr packages have them.
 	if _, err := os.Stat(filepath.Join(root, "lib/modules")); err != nil {
 		if err := os.MkdirAll(filepath.Join(root, "lib"), 0o755); err != nil {
@@ -166,14 +156,43 @@ func splitKernel(ctx context.Context, root, dir string) error {
 			return fmt.Errorf("keep modules: %w", err)
 		}
 	}
-	modules := filepath.Join(root, "lib/modules", release)
+	image, release, err := findImage(root)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(image, filepath.Join(dir, "vmlinuz")); err != nil {
+		return fmt.Errorf("keep kernel: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "release"), []byte(release+"\n"), 0o644); err != nil {
+		return fmt.Errorf("keep release: %w", err)
+	}
 	if err := command(ctx, "depmod", "-b", root, release); err != nil {
 		return err
 	}
 	if err := makeInitrd(ctx, root, release, filepath.Join(dir, "initrd")); err != nil {
 		return err
 	}
-	return makeFS(ctx, filepath.Join(dir, "modules.ext4"), "256M", modules)
+	return makeFS(ctx, filepath.Join(dir, "modules.ext4"), "256M", filepath.Join(root, "lib/modules", release))
+}
+
+// findImage returns the kernel's path and release. Debian's are in /boot, those
+// from 7.0 on beside their modules.
+func findImage(root string) (image, release string, err error) {
+	const inBoot = "boot/vmlinuz-"
+	for _, pattern := range []string{inBoot + "*", "lib/modules/*/vmlinuz"} {
+		images, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			return "", "", fmt.Errorf("find kernel: %w", err)
+		}
+		if len(images) != 1 {
+			continue
+		}
+		if release, ok := strings.CutPrefix(images[0], filepath.Join(root, inBoot)); ok {
+			return images[0], release, nil
+		}
+		return images[0], filepath.Base(filepath.Dir(images[0])), nil
+	}
+	return "", "", errors.New("find kernel: the packages have none")
 }
 
 // makeFS makes a file system with the contents of a directory. The size costs

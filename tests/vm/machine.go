@@ -49,7 +49,7 @@ type VM struct {
 }
 
 // bootPatience is how long a boot may take on a machine that is busy.
-const bootPatience = 3 * time.Minute
+const bootPatience = 5 * time.Minute
 
 // Boot boots a machine and waits until systemd has started everything. The
 // machine lasts as long as the test.
@@ -163,6 +163,12 @@ func (v *VM) command(kernel, image string) []string {
 	cpu := "host"
 	if accel == "" {
 		accel, cpu = "tcg,tb-size=256", "max"
+		if v.opts.Kernel == "6.12" {
+			// qemu 7.2 leaves wrong flags behind after CMPXCHG16B where others were
+			// set just before, as this kernel does to allocate memory. It has
+			// another way; later ones have none that BPF can use.
+			cpu += ",-cx16"
+		}
 	}
 	args := []string{
 		"qemu-system-x86_64", "-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", "1", "-m", strconv.Itoa(v.opts.Memory),

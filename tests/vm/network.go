@@ -123,7 +123,7 @@ func (s *Switch) close() {
 
 // networkFile configures the machine's interface, for systemd-networkd.
 func networkFile(addresses []string) (File, error) {
-	text := "[Match]\nType=ether\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nConfigureWithoutCarrier=yes\n"
+	text := "[Match]\nDriver=virtio_net\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nConfigureWithoutCarrier=yes\n"
 	for _, a := range addresses {
 		if _, _, err := net.ParseCIDR(a); err != nil {
 			return File{}, fmt.Errorf("parse address: %w", err)

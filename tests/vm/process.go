@@ -60,7 +60,7 @@ func startProcess(log, env string, args ...string) (*process, error) {
 // prefer has a process come before what else runs here: timeouts in a machine
 // go by the real clock, however little of the processor it gets.
 func prefer(pid int) error {
-	const nice = -10
+	const nice = -15
 	if err := unix.Setpriority(unix.PRIO_PROCESS, pid, nice); err != nil {
 		return fmt.Errorf("set priority: %w", err)
 	}
