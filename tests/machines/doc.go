@@ -2,7 +2,8 @@
 
 // Package machines runs the product as an operator does: installed on two
 // Debian machines, under their systemd, with two enrolled units on each that
-// call across, while it is reloaded, killed, hung, rebooted and removed.
+// call across, while it is reloaded, upgraded, killed, hung, rebooted and removed;
+// and with containers as workloads.
 //
 // On each machine a third enrolled unit knocks at a port of the other machine
 // where nothing of the mesh listens, and a program that is no workload knocks at

@@ -4,6 +4,7 @@ package machines
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/vm"
+	"github.com/meshproxy/meshproxy/tests/workload"
 )
 
 const module = "github.com/meshproxy/meshproxy"
@@ -26,7 +28,8 @@ type host struct {
 
 // site is both.
 type site struct {
-	a, b *host
+	a, b    *host
+	summary *summary
 }
 
 // mesh is the file that both nodes have. What knock dials is in no service.
@@ -38,6 +41,9 @@ workloads:
   - {name: front, match: [{unit: front.service}, {unit: load.service}, {unit: "dial@*.service"}]}
   - {name: back, match: [{unit: back.service}]}
   - {name: knock, egress: registered-only, match: [{unit: knock.service}]}
+  - {name: pod, match: [{unit: pod.service}]}
+  - {name: box, match: [{unit: box.service}]}
+  - {name: cell, match: [{unit: cell.service}]}
 services:
   - name: back-a
     ports: [{port: 80}]
@@ -45,8 +51,24 @@ services:
   - name: back-b
     ports: [{port: 80}]
     endpoints: [{node: b, port: 8080, workload: back}]
+  - name: pod
+    ports: [{port: 80}]
+    endpoints: [{node: a, address: 10.88.0.2, port: 8080, workload: pod}]
+  - name: box
+    ports: [{port: 80}]
+    endpoints: [{node: a, address: 10.89.0.2, port: 8080, workload: box}]
+  - name: cell
+    ports: [{port: 80}]
+    endpoints: [{node: a, address: 10.90.0.2, port: 8080, workload: cell}]
 policies:
-  - {name: fronts, action: allow, from: [{identity: spiffe://mesh.internal/ns/default/sa/front}], to: [{service: back-a}, {service: back-b}]}
+  - {name: fronts, action: allow, from: [{identity: spiffe://mesh.internal/ns/default/sa/front}], to: [{service: back-a}, {service: back-b}, {service: pod}, {service: box}, {service: cell}]}
+  - name: contained
+    action: allow
+    from:
+      - {identity: spiffe://mesh.internal/ns/default/sa/pod}
+      - {identity: spiffe://mesh.internal/ns/default/sa/box}
+      - {identity: spiffe://mesh.internal/ns/default/sa/cell}
+    to: [{service: back-b}]
 authorization: {default: deny}
 `
 
@@ -55,6 +77,9 @@ node: {name: %s, address: %s, trustDomain: mesh.internal}
 identity: {provider: embedded}
 sources: {static: {files: [mesh.yaml]}}
 log: {level: info}
+drainTimeout: 3s
+upgradeTimeout: 10m
+restartTimeout: 5s
 `
 
 // unit is a service without anything that orders it after the mesh: enrolling
@@ -62,6 +87,8 @@ log: {level: info}
 func unit(name, args string) vm.File {
 	return vm.File{Path: "/etc/systemd/system/" + name + ".service", Content: fmt.Sprintf(`[Unit]
 Description=%[1]s of the test
+# Its address may come later than it does.
+StartLimitIntervalSec=0
 [Service]
 ExecStart=/usr/local/bin/workload %[2]s
 StandardOutput=append:/var/log/%[1]s.log
@@ -93,8 +120,9 @@ func newSite(t *testing.T) *site {
 		common = append(common, vm.File{Path: "/srv/ca/" + e.Name(), From: filepath.Join(ca, e.Name()), Mode: 0o600})
 	}
 	s := &site{
-		a: &host{other: "b", addr: "10.77.0.1", far: "10.77.0.2"},
-		b: &host{other: "a", addr: "10.77.0.2", far: "10.77.0.1"},
+		summary: newSummary(t),
+		a:       &host{other: "b", addr: "10.77.0.1", far: "10.77.0.2"},
+		b:       &host{other: "a", addr: "10.77.0.2", far: "10.77.0.1"},
 	}
 	lan := vm.NewSwitch(t)
 	var options []vm.Options
@@ -102,15 +130,21 @@ func newSite(t *testing.T) *site {
 		files := append([]vm.File{
 			{Path: "/srv/etc/meshproxy.yaml", Content: fmt.Sprintf(config, name, h.addr), Mode: 0o640},
 			{Path: "/srv/etc/mesh.yaml", Content: mesh, Mode: 0o640},
+			{Path: dropIns + "/slow.conf", Content: slow},
+			// Names are asked for while no process answers, too.
+			{Path: "/etc/resolv.conf", Content: "nameserver 192.0.2.53\noptions timeout:120 attempts:5\n"},
 			unit("back", "serve -name back-"+name+" -tcp "+h.addr+":8080"),
 			unit("front", "call -tcp back-"+h.other+":80 -rate 2 -timeout 10s"),
-			unit("load", "call -fresh -tcp back-"+h.other+":80 -rate 5 -timeout 30s"),
-			unit("knock", "call -fresh -tcp "+h.far+":7777 -rate 10 -timeout 2s"),
-			unit("stranger", "call -fresh -tcp "+h.far+":8080 -rate 4 -timeout 2s"),
+			unit("load", "call -fresh -tcp back-"+h.other+":80 -rate 5 -timeout 10m"),
+			unit("knock", "call -fresh -tcp "+h.far+":7777 -rate 4 -timeout 2s"),
+			unit("stranger", "call -fresh -tcp "+h.far+":8080 -rate 2 -timeout 2s"),
 			unit("door", "serve -name nobody -report-accepted -tcp "+h.addr+":7777"),
 		}, common...)
+		if name == "a" {
+			files = append(files, containers...)
+		}
 		options = append(options, vm.Options{
-			Name: name, Switch: lan, Memory: 512, Files: files,
+			Name: name, Switch: lan, Memory: 768, Files: files, Packages: containerPackages,
 			Addresses: []string{h.addr + "/24", "fd00:77::" + h.addr[len(h.addr)-1:] + "/64"},
 		})
 	}
@@ -155,11 +189,48 @@ func (h *host) answered(t *testing.T, units ...string) {
 	}
 }
 
+// calls sums up the calls of a unit since its log was cut.
+func (h *host) calls(t *testing.T, unit string) workload.Stats {
+	t.Helper()
+	var sum workload.Stats
+	for line := range strings.Lines(h.Shell(t, `grep '"event":"stats"' /var/log/`+unit+".log")) {
+		var s workload.Stats
+		if err := json.Unmarshal([]byte(line), &s); err != nil {
+			t.Fatalf("%s of %s reports %q: %v", unit, h.Name(), line, err)
+		}
+		sum.Requests += s.Requests
+		sum.Errors += s.Errors
+		sum.Max = max(sum.Max, s.Max)
+		if s.Error != "" {
+			sum.Error = s.Error
+		}
+	}
+	return sum
+}
+
+// configure changes a key of the node's configuration, and reloads it.
+func (h *host) configure(t *testing.T, key, value string) {
+	t.Helper()
+	h.Shell(t, fmt.Sprintf("sed -i 's/^%[1]s: .*/%[1]s: %[2]s/' /etc/meshproxy/meshproxy.yaml && systemctl reload meshproxy", key, value))
+}
+
 // dial makes one connection as front does, and returns what came of it.
 func (h *host) dial(t *testing.T, address string) vm.Result {
 	t.Helper()
-	return h.Try(t, "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--unit=dial@"+strings.ReplaceAll(t.Name(), "/", "-"),
-		"/usr/local/bin/workload", "dial-once", "-address", address, "-send", "hello", "-timeout", "30s")
+	return h.Try(t, "sh", "-c", h.dialling(t, address))
+}
+
+// dialling is the command for dial.
+func (h *host) dialling(t *testing.T, address string) string {
+	return "systemd-run --quiet --wait --pipe --collect --unit=dial@" + strings.Map(unitName, t.Name()) +
+		" /usr/local/bin/workload dial-once -send hello -timeout 30s -address " + address
+}
+
+func unitName(r rune) rune {
+	if r == '/' || r == ' ' {
+		return '-'
+	}
+	return r
 }
 
 // holes are the connections that were made outside the mesh, both ways.
