@@ -10,7 +10,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/meshproxy/meshproxy/nodeproxy/cli.Version=$(VERSION)
 BIN      := bin/meshproxy
 
-.PHONY: help build demo demo-consul test unit race e2e test-vm test-kernels fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
+.PHONY: help build demo demo-consul test unit race e2e test-packages test-vm test-kernels fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,8 +31,8 @@ test: deps ## everything that CI runs (root)
 deps: ## what the tests need from the distribution
 	tests/deps.sh
 
-# Those of virtual machines have targets of their own.
-BESIDE = $$($(GO) list ./... | grep -v -E '/tests/(vm|machines|kernels)$$')
+# Those of packages and of virtual machines have targets of their own.
+BESIDE = $$($(GO) list ./... | grep -v -E '/tests/(packages|vm|machines|kernels)$$')
 
 unit: ## the tests beside the code
 	$(GO) test $(BESIDE)
@@ -42,6 +42,9 @@ race: ## the same under the race detector
 
 e2e: build ## nodes, workloads and faults on the real kernel (root)
 	$(GO) test -count=1 ./tests/e2e/...
+
+test-packages: ## install, upgrade and remove with dpkg, rpm and make, on a copy of this machine (root)
+	$(GO) test -count=1 -v -timeout 15m ./tests/packages
 
 test-vm: ## the package on two Debian machines, under systemd, through faults, reboots and removal (root)
 	$(GO) test -count=1 -v -p 1 -timeout 30m ./tests/vm ./tests/machines

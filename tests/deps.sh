@@ -15,6 +15,7 @@ else
 	command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
 	command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
 	command -v openssl >/dev/null || need+=(openssl) # a client of its own kind
+	command -v rpm >/dev/null || need+=(rpm) # installs our package into a copy of this machine
 	command -v python3 >/dev/null || need+=(python3) # glibc's resolver, as a workload uses it
 fi
 if [ ${#need[@]} -gt 0 ]; then

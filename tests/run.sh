@@ -24,7 +24,7 @@ step() {
 	fi
 }
 
-packages=$(go list ./... | grep -v -E '/tests/(e2e|vm|machines|kernels)')
+packages=$(go list ./... | grep -v -E '/tests/(e2e|packages|vm|machines|kernels)')
 
 step build make build
 step lint make lint
@@ -32,11 +32,12 @@ step generated make check-generated
 # -p 1 for packages that make namespaces and attach programs would double the
 # time; each test has its own subtree, namespaces and pins instead.
 step unit go test -count=1 -v -timeout 20m $packages
-step race go test -count=1 -race -timeout 20m $(go list ./... | grep -v -E '/tests/(e2e|bench|demo|vm|machines|kernels)')
+step race go test -count=1 -race -timeout 20m $(go list ./... | grep -v -E '/tests/(e2e|bench|demo|packages|vm|machines|kernels)')
 step e2e go test -count=1 -v -timeout 20m ./tests/e2e/...
 # The product itself under the race detector, on what exercises most of it.
 step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestContainer|TestAuthorization|TestPolicyChange|TestInboundModes|TestHotReload|TestRotation' ./tests/e2e/...
+step packages make test-packages
 step fuzz tests/fuzz.sh
 step demo bin/meshproxy demo --duration 10s
 
@@ -44,7 +45,7 @@ if grep -hE '^\s*--- SKIP' "$log"/*; then
 	echo "== tests were skipped: that counts as a failure"
 	failed+=(skipped)
 fi
-passed=$(cat "$log"/{unit,e2e,vm,kernel} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
+passed=$(cat "$log"/{unit,e2e,packages} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
 bad=$(cat "$log"/* 2>/dev/null | grep -cE '^\s*--- FAIL' || true)
 echo "$passed passed, $bad failed"
 if [ ${#failed[@]} -gt 0 ]; then

@@ -15,7 +15,10 @@ purge)
 		groupdel meshproxy 2>/dev/null || true
 	fi
 	;;
-remove | 0) rmdir /sys/fs/bpf/meshproxy 2>/dev/null || true ;;
+remove | 0)
+	rm -rf /run/meshproxy
+	rmdir /sys/fs/bpf/meshproxy 2>/dev/null || true
+	;;
 *) exit 0 ;;
 esac
 

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,59 @@ func TestDescriptorLimit(t *testing.T) {
 	}
 	l.works(a, "other", "near:80")
 	l.works(a, "other", "far:80")
+}
+
+// TestManyDescriptors: as many connections as 20,000 descriptors allow, and then
+// some more. Each takes two, since the endpoint is on the node itself.
+func TestManyDescriptors(t *testing.T) {
+	const limit, dials = 20_000, 2500
+	l := newLab(t, limitMesh, "a", "b")
+	a := l.net.Host("a")
+	n := l.startAs("a", meshnode.Options{Program: []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}})
+	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080")
+	open := l.call(a, "other", "-tcp", "near:80", "-rate", "20")
+	began := mark(open)
+
+	var floods []*testnet.Process
+	answered, reset := 0, 0
+	for range 5 { // one after the other: a flood of connections at once is another test
+		p := l.background(a, "other", "hold", "-address", "10.77.0.1:8080", "-send", "hello", "-connections", fmt.Sprint(dials), "-timeout", "60s")
+		floods = append(floods, p)
+		l.eventuallyWithin(4*patience, "connections are answered or refused", func() error {
+			if lines := mark(p); lines < dials { // don't read them all the time
+				return fmt.Errorf("%d lines", lines)
+			}
+			states, errors := held(p)
+			if states[workload.HeldAnswered]+errors["ECONNRESET"] != dials {
+				return fmt.Errorf("%v, %v", states, errors)
+			}
+			return nil
+		})
+	}
+	for _, p := range floods {
+		states, errors := held(p)
+		answered, reset = answered+states[workload.HeldAnswered], reset+errors["ECONNRESET"]
+	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d connections are held and %d were refused; the node has %d descriptors", answered, reset, len(files))
+	if answered+reset != len(floods)*dials || reset == 0 || 2*answered > limit-64 || len(files) < limit-100 || len(files) > limit {
+		t.Errorf("%d connections are held and %d were refused; the node has %d descriptors", answered, reset, len(files))
+	}
+	l.refused("a", "outbound limit_fd") // the node answers, too
+	l.logged(n, "limit_fd", "source=other")
+	from := mark(open)
+	l.awaitCall(open, from, "a call that succeeds", succeeded)
+	l.undisturbed(open, began)
+
+	for _, p := range floods {
+		if err := p.Stop(l.ctx()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.works(a, "other", "near:80")
 }
 
 // TestNoDescriptors: there are none at all, not even to accept with. Connections

@@ -246,7 +246,15 @@ func (l *lab) dialAs(where place, cgroup string, uid uint32, args ...string) wor
 // eventually waits for a condition.
 func (l *lab) eventually(what string, condition func() error) {
 	l.Helper()
-	if err := testnet.Until(l.ctx(), condition); err != nil {
+	l.eventuallyWithin(patience, what, condition)
+}
+
+// eventuallyWithin is for what takes much longer than most.
+func (l *lab) eventuallyWithin(d time.Duration, what string, condition func() error) {
+	l.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	if err := testnet.Until(ctx, condition); err != nil {
 		l.Fatalf("%s: %v", what, err)
 	}
 }
