@@ -46,15 +46,20 @@ func (l *consulLab) startServices() {
 
 func (l *consulLab) startServicesOn(host string) *meshnode.Node {
 	l.Helper()
+	return l.startAs(host, l.ofServices(host))
+}
+
+// ofServices is how the node on a host is run.
+func (l *consulLab) ofServices(host string) meshnode.Options {
 	source := map[string]string{
 		"a": fmt.Sprintf("{enabled: true, services: [{name: client, match: [{cgroup: %q}]}, {name: other, match: [{cgroup: %q}]}]}",
 			l.Cgroup("a", "client"), l.Cgroup("a", "other")),
 		"b": "{enabled: true}",
 	}
-	return l.startAs(host, meshnode.Options{
+	return meshnode.Options{
 		Identity: "identity: {provider: consul}", NoTrustDomain: true, NoMeshFile: true,
 		Extra: fmt.Sprintf("consul: {address: %q}\nsources: {consul: %s}\n", l.agents[host].HTTPAddr, source[host]),
-	})
+	}
 }
 
 // reaches waits until a dial gets to the server.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,8 +158,9 @@ func (l *lab) run(o meshnode.Options) *testnet.Process {
 	if err != nil {
 		l.Fatal(err)
 	}
+	command := append(slices.Clone(o.Program), programs.meshproxy, "run", "--config", config)
 	p, err := o.Host.Start(testnet.Command{
-		Name: "meshproxy", Path: programs.meshproxy, Args: []string{"run", "--config", config}, Env: o.Env, Cgroup: meshnode.Cgroup,
+		Name: "meshproxy", Path: command[0], Args: command[1:], Env: o.Env, ExtraFiles: o.Files, Cgroup: meshnode.Cgroup,
 	})
 	if err != nil {
 		l.Fatal(err)

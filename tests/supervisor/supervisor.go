@@ -134,6 +134,13 @@ func (s *Supervisor) Ready() int {
 	return s.ready
 }
 
+// Status is the text that the service has said last.
+func (s *Supervisor) Status() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
 // Stored are the names of the descriptors in the store, with their numbers.
 func (s *Supervisor) Stored() map[string]int {
 	s.mu.Lock()
