@@ -191,7 +191,7 @@ func metricsHandler(m *telemetry.Metrics) http.Handler {
 
 // healthHandler answers probes.
 func healthHandler(h Health) http.Handler {
-	answer := func(ask func() error) http.HandlerFunc {
+	answer := func(ask func() error, notes func() []string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			w.Header().Set("Cache-Control", "no-store")
@@ -200,11 +200,11 @@ func healthHandler(h Health) http.Handler {
 				fmt.Fprintln(w, err)
 				return
 			}
-			fmt.Fprintln(w, "ok")
+			fmt.Fprintln(w, strings.Join(append([]string{"ok"}, notes()...), "\n"))
 		}
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz/ready", answer(h.Ready))
-	mux.HandleFunc("GET /healthz/live", answer(h.Live))
+	mux.HandleFunc("GET /healthz/ready", answer(h.Ready, h.Unserved))
+	mux.HandleFunc("GET /healthz/live", answer(h.Live, func() []string { return nil }))
 	return mux
 }

@@ -4,6 +4,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 )
@@ -33,11 +34,17 @@ type Node interface {
 	Drain(ctx context.Context) (api.Drain, error)
 }
 
+// ErrServesNothing: capture is in force, and what it captures is refused.
+var ErrServesNothing = errors.New("nothing can be served yet")
+
 // Health says what probes ask for.
 type Health interface {
 	// Ready is nil when the node can serve: the listeners are open, capture
-	// is in force, a snapshot is there.
+	// is in force, sources and the identity provider have said what they know.
+	// The error wraps ErrServesNothing where those last are all that is missing.
 	Ready() error
+	// Unserved is what a node that is ready can't serve yet, a line for each.
+	Unserved() []string
 	// Live is nil as long as a restart would not help: the loops turn.
 	Live() error
 }

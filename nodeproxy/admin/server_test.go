@@ -30,12 +30,15 @@ type fakeNode struct {
 	bypass          []api.Bypass
 	reloadErr       error
 	readyErr, alive error
+	unserved        []string
 }
 
 var _ Node = (*fakeNode)(nil)
 
 func (n *fakeNode) Ready() error { return n.readyErr }
 func (n *fakeNode) Live() error  { return n.alive }
+
+func (n *fakeNode) Unserved() []string { return n.unserved }
 
 func (n *fakeNode) Status(context.Context) (api.Status, error) { return n.status, nil }
 
@@ -257,6 +260,10 @@ func TestMetricsAndReadiness(t *testing.T) {
 	}
 	if code, body := get(ListenerReadiness, "/healthz/ready"); code != 200 || body != "ok\n" {
 		t.Errorf("ready: %d %q", code, body)
+	}
+	f.node.unserved = []string{"no leaf for web"}
+	if code, body := get(ListenerReadiness, "/healthz/ready"); code != 200 || body != "ok\nno leaf for web\n" {
+		t.Errorf("ready, save for a workload: %d %q", code, body)
 	}
 	f.node.readyErr = errors.New("no snapshot yet")
 	if code, body := get(ListenerReadiness, "/healthz/ready"); code != 503 || body != "no snapshot yet\n" {

@@ -156,8 +156,9 @@ func healthy() api.Status {
 	}
 }
 
-func (n *fakeNode) Ready() error { return nil }
-func (n *fakeNode) Live() error  { return nil }
+func (n *fakeNode) Ready() error       { return nil }
+func (n *fakeNode) Unserved() []string { return nil }
+func (n *fakeNode) Live() error        { return nil }
 
 func (n *fakeNode) Status(context.Context) (api.Status, error) { return n.status, nil }
 

@@ -4,7 +4,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -70,19 +69,6 @@ func (n *Node) stopAdmin() {
 	default:
 		n.admin.Close()
 	}
-}
-
-// Ready implements admin.Health.
-func (n *Node) Ready() error {
-	switch {
-	case n.draining.Load():
-		return errDraining
-	case n.returning.Load():
-		return errRestarting
-	case !n.ready.Load():
-		return errors.New("capture is not in force yet")
-	}
-	return n.Live()
 }
 
 // Live implements admin.Health.

@@ -44,7 +44,7 @@ func TestBootBeforeConsul(t *testing.T) {
 			return fmt.Errorf("status %q", s)
 		}
 		code, body, err := l.get(a, "http://127.0.0.1:15021/healthz/ready")
-		if err != nil || code != http.StatusServiceUnavailable || !strings.Contains(body, "no roots from Consul's agent") {
+		if err != nil || code != http.StatusServiceUnavailable || !strings.Contains(body, "Consul agent 127.0.0.1:8500 cannot be reached") {
 			return fmt.Errorf("readiness: %d %s, %w", code, body, err)
 		}
 		return nil

@@ -15,15 +15,18 @@ import (
 	_ "embed" // the configuration's template
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/template"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshproxy/meshproxy/nodeproxy/admin"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
 	"github.com/meshproxy/meshproxy/tests/testnet"
@@ -194,7 +197,8 @@ func newConfigFile(o Options) configFile {
 	}
 }
 
-// Start runs a node and waits until it is ready. When it isn't before the
+// Start runs a node and waits until capture is in force, which is when systemd
+// hears that it is ready; Consul may be away. When it isn't before the
 // context ends, or ends itself, the error has the end of its log.
 func Start(ctx context.Context, o Options) (*Node, error) {
 	config, err := WriteConfig(o)
@@ -254,8 +258,12 @@ func (n *Node) waitReady(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_ = resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		text, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK && !strings.HasPrefix(string(text), admin.ErrServesNothing.Error()) {
 			return fmt.Errorf("%w: %s", errNotReady, resp.Status)
 		}
 		return nil
