@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -64,7 +63,7 @@ func TestDescriptorLimit(t *testing.T) {
 // TestManyDescriptors: as many connections as 20,000 descriptors allow, and then
 // some more. Each takes two, since the endpoint is on the node itself.
 func TestManyDescriptors(t *testing.T) {
-	const limit, dials = 20_000, 2500
+	const limit, dials = 20_000, 1000
 	l := newLab(t, limitMesh, "a", "b")
 	a := l.net.Host("a")
 	n := l.startAs("a", meshnode.Options{Program: []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}})
@@ -73,38 +72,41 @@ func TestManyDescriptors(t *testing.T) {
 	began := mark(open)
 
 	var floods []*testnet.Process
-	answered, reset := 0, 0
-	for range 5 { // one after the other: a flood of connections at once is another test
+	answered := 0
+	for l.refusals("a")["outbound limit_fd"] == 0 {
 		p := l.background(a, "other", "hold", "-address", "10.77.0.1:8080", "-send", "hello", "-connections", fmt.Sprint(dials), "-timeout", "60s")
 		floods = append(floods, p)
 		l.eventuallyWithin(4*patience, "connections are answered or refused", func() error {
 			if lines := mark(p); lines < dials { // don't read them all the time
 				return fmt.Errorf("%d lines", lines)
 			}
+			// On a machine that is very busy the kernel may refuse, too.
 			states, errors := held(p)
-			if states[workload.HeldAnswered]+errors["ECONNRESET"] != dials {
+			if states[workload.HeldAnswered]+errors["ECONNRESET"]+errors["ECONNREFUSED"] != dials {
 				return fmt.Errorf("%v, %v", states, errors)
 			}
 			return nil
 		})
+		states, _ := held(p)
+		if answered += states[workload.HeldAnswered]; answered > limit/2 {
+			t.Fatalf("%d connections have found %d descriptors", answered, limit)
+		}
 	}
-	for _, p := range floods {
-		states, errors := held(p)
-		answered, reset = answered+states[workload.HeldAnswered], reset+errors["ECONNRESET"]
-	}
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d connections are held and %d were refused; the node has %d descriptors", answered, reset, len(files))
-	if answered+reset != len(floods)*dials || reset == 0 || 2*answered > limit-64 || len(files) < limit-100 || len(files) > limit {
-		t.Errorf("%d connections are held and %d were refused; the node has %d descriptors", answered, reset, len(files))
-	}
-	l.refused("a", "outbound limit_fd") // the node answers, too
+	t.Logf("%d connections are held", answered)
 	l.logged(n, "limit_fd", "source=other")
-	from := mark(open)
+	from := mark(open) // and the node answers its administrator, too
 	l.awaitCall(open, from, "a call that succeeds", succeeded)
 	l.undisturbed(open, began)
+	for _, p := range floods {
+		states, errors := held(p)
+		answered -= states[workload.HeldAnswered]
+		if errors["EOF"] > 0 {
+			t.Errorf("connections from before: %v, %v", states, errors)
+		}
+	}
+	if answered != 0 {
+		t.Errorf("%d of the connections that were answered are gone", answered)
+	}
 
 	for _, p := range floods {
 		if err := p.Stop(l.ctx()); err != nil {
