@@ -141,17 +141,29 @@ func matchesUser(w *mesh.Workload, uid uint32) bool {
 	return slices.Contains(w.Selectors, mesh.Selector{Kind: mesh.SelectUser, Value: strconv.FormatUint(uint64(uid), 10)})
 }
 
+// enrolledBy is who is a workload by configuration alone, whichever the source.
+// What a source tells the node proves nothing to the helper. It needs not: a
+// service of Consul's that the configuration says nothing of is whoever listens
+// on its port in the node's own network namespace.
 func enrolledBy(o config.Origins) ([]*mesh.Workload, error) {
 	conf, err := o.Load()
 	if err != nil {
 		return nil, err
 	}
-	if len(conf.MeshFiles()) == 0 {
-		return []*mesh.Workload{}, nil
+	workloads := []*mesh.Workload{}
+	if len(conf.MeshFiles()) > 0 {
+		update, err := static.Load(conf.Static())
+		if err != nil {
+			return nil, err
+		}
+		workloads = update.Workloads
 	}
-	update, err := static.Load(conf.Static())
-	if err != nil {
-		return nil, err
+	if !conf.Sources.Consul.Enabled {
+		return workloads, nil
 	}
-	return update.Workloads, nil
+	for i := range conf.Sources.Consul.Services {
+		s := &conf.Sources.Consul.Services[i]
+		workloads = append(workloads, &mesh.Workload{Name: s.Name, Selectors: s.Match})
+	}
+	return workloads, nil
 }
