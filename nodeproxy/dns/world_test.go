@@ -75,6 +75,7 @@ func (c *counts) get(r Result) int {
 type world struct {
 	*Server
 	udp, tcp string
+	packets  *net.UDPConn // at udp; the server's
 	counts   *counts
 }
 
@@ -103,7 +104,7 @@ func newWorld(t testing.TB, change func(*Options)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.udp = pc.LocalAddr().String()
+	w.packets, w.udp = pc.(*net.UDPConn), pc.LocalAddr().String()
 	if _, err := s.ServePacket("test", pc); err != nil {
 		t.Fatal(err)
 	}

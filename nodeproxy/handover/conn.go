@@ -109,6 +109,11 @@ func (c conn) receive() (m message, fds []int, err error) {
 	text := make([]byte, maxMessage)
 	rights := make([]byte, unix.CmsgSpace(4*maxDescriptors))
 	n, control, flags, _, err := c.ReadMsgUnix(text, rights)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The other process ended with something unread. The kernel says so
+		// once, and before what was sent until then (unix_release_sock).
+		n, control, flags, _, err = c.ReadMsgUnix(text, rights)
+	}
 	if err != nil {
 		return m, nil, err
 	}

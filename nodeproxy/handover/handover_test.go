@@ -384,3 +384,35 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestLastWords: what a process said is heard though it ended with something
+// unread.
+func TestLastWords(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := newConn(pair[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	theirs, err := newConn(pair[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(
+		ours.send(message{Kind: kindPrepare}),
+		theirs.send(message{Kind: kindFailed, Error: "no such file"}),
+		theirs.Close(),
+	); err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := ours.receive()
+	if err != nil || m.Error != "no such file" {
+		t.Errorf("message %+v, %v", m, err)
+	}
+	if _, _, err := ours.receive(); !isEnd(err) {
+		t.Errorf("then %v, want the end", err)
+	}
+}
