@@ -169,7 +169,7 @@ func TestEveryFindingHasAConsequence(t *testing.T) {
 	o := Options{Ports: DefaultPorts()}
 	for _, group := range [][]check{
 		kernelChecks(), hostChecks(o), capabilityChecks(Options{}), programChecks(), helperChecks(),
-		mapChecks(), linkChecks(), socketChecks(), behaviourChecks(), portChecks(o), conflictChecks(o),
+		mapChecks(), linkChecks(), socketChecks(), behaviourChecks(), spliceChecks(), portChecks(o), conflictChecks(o),
 	} {
 		for _, c := range group {
 			if c.consequence == "" || c.name == "" {

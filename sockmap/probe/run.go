@@ -57,7 +57,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	var r Report
 	for _, group := range [][]check{
 		kernelChecks(), hostChecks(o), capabilityChecks(o), programChecks(), helperChecks(),
-		mapChecks(), linkChecks(), socketChecks(), behaviourChecks(), portChecks(o), conflictChecks(o),
+		mapChecks(), linkChecks(), socketChecks(), behaviourChecks(), spliceChecks(), portChecks(o), conflictChecks(o),
 	} {
 		for _, c := range group {
 			if err := ctx.Err(); err != nil {
