@@ -17,10 +17,16 @@ else
 	command -v openssl >/dev/null || need+=(openssl) # a client of its own kind
 	command -v rpm >/dev/null || need+=(rpm) # installs our package into a copy of this machine
 	command -v python3 >/dev/null || need+=(python3) # glibc's resolver, as a workload uses it
+	# Applications whose connections are spliced, and their benchmarks.
+	compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || need+=(postgresql)
+	command -v redis-server >/dev/null || need+=(redis-server redis-tools)
+	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || need+=(nginx-light)
+	command -v ab >/dev/null || need+=(apache2-utils)
 fi
 if [ ${#need[@]} -gt 0 ]; then
 	[ "$(id -u)" = 0 ] || { echo "needed: ${need[*]}; run as root or install them" >&2; exit 1; }
-	export DEBIAN_FRONTEND=noninteractive
+	# RUNLEVEL=1: nothing that is installed is to be started (invoke-rc.d(8)).
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
 fi
