@@ -177,12 +177,12 @@ func splicing(t *testing.T, machine *vm.VM, k kernel) {
 // tests runs the tests of a package in the machine.
 func tests(t *testing.T, machine *vm.VM, program string, names []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 16*time.Minute)
 	defer cancel()
 	args := []string{
 		dir + program, "-test.v", "-test.run", "^(" + strings.Join(names, "|") + ")$",
-		// More side by side only wait for each other.
-		"-test.parallel", "2", "-test.timeout", "10m",
+		// Side by side they only wait for each other, some for too long.
+		"-test.parallel", "1", "-test.timeout", "15m",
 	}
 	r, err := machine.Exec(ctx, vm.Command{Args: args, Dir: "/tmp", Env: []string{"E2E_PROGRAMS=" + dir}})
 	log := keep(t, program+".log", r.Stdout+r.Stderr)

@@ -57,7 +57,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err := r.run(ctx, args[1:], &reporter{enc: json.NewEncoder(stdout)})
+	err := r.run(ctx, args[1:], &reporter{out: stdout})
 	switch {
 	case err == nil:
 		return ExitOK
@@ -99,13 +99,19 @@ func parse(fs *flag.FlagSet, args []string) error {
 // reporter writes reports as JSON lines, from any goroutine.
 type reporter struct {
 	mu  sync.Mutex
-	enc *json.Encoder
+	out io.Writer
 }
 
 func (r *reporter) report(v any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_ = r.enc.Encode(v) // nobody is left to tell when standard output is gone
+	line, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // reports always have a JSON form
+	}
+	// A json.Encoder writes nothing more after an error, such as a full disk's;
+	// and nobody is left to tell when standard output is gone.
+	_, _ = r.out.Write(append(line, '\n'))
 }
 
 // wait is a process that only is there.

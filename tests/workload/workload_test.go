@@ -37,7 +37,7 @@ func start(t *testing.T, name string, args ...string) *started {
 	ctx, cancel := newContext(t)
 	s := &started{lines: json.NewDecoder(r), cancel: cancel, err: make(chan error, 1)}
 	go func() {
-		err := roles[name].run(ctx, args, &reporter{enc: json.NewEncoder(w)})
+		err := roles[name].run(ctx, args, &reporter{out: w})
 		_ = w.Close()
 		s.err <- err
 	}()
