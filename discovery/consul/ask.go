@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,7 @@ type question struct {
 	path, filter, datacenter, namespace, partition string
 	index                                          uint64
 	wait                                           time.Duration
+	more                                           url.Values
 }
 
 // ask decodes the answer to a question into out. Any server may answer, as
@@ -49,6 +51,9 @@ func (r *run) ask(ctx context.Context, q question, out any) (*api.QueryMeta, err
 	o := r.options(q)
 	ctx, cancel := context.WithTimeout(ctx, o.WaitTime+o.WaitTime/16+answerTime)
 	defer cancel()
+	if q.more != nil {
+		ctx = consulagent.With(ctx, q.more)
+	}
 	meta, err := r.opts.Agent.Raw().Query(q.path, out, o.WithContext(ctx))
 	if err != nil {
 		return nil, err

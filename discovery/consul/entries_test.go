@@ -3,6 +3,7 @@
 package consul_test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
@@ -93,6 +94,22 @@ func TestIntentionsLive(t *testing.T) {
 	expect("9 allow;8 deny;-1 allow;")
 	s.Delete(t, api.ServiceIntentions, "web")
 	expect("-1 allow;")
+
+	// What a connection does not show, it does not have: a path, a token.
+	s.Write(t, &api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "web", Protocol: "http"})
+	s.Write(t, &api.ServiceIntentionsConfigEntry{Kind: api.ServiceIntentions, Name: "web", Sources: []*api.SourceIntention{
+		{Name: "api", Permissions: []*api.IntentionPermission{{Action: api.IntentionActionAllow, HTTP: &api.IntentionHTTPPermission{PathPrefix: "/"}}}},
+	}})
+	expect("9 deny;-1 allow;")
+	s.Write(t, &api.JWTProviderConfigEntry{Kind: api.JWTProvider, Name: "tokens", JSONWebKeySet: &api.JSONWebKeySet{
+		Local: &api.LocalJWKS{JWKS: base64.StdEncoding.EncodeToString([]byte(`{"keys":[]}`))},
+	}})
+	s.Write(t, &api.ServiceIntentionsConfigEntry{
+		Kind: api.ServiceIntentions, Name: "web",
+		JWT:     &api.IntentionJWTRequirement{Providers: []*api.IntentionJWTProvider{{Name: "tokens"}}},
+		Sources: []*api.SourceIntention{{Name: "db", Action: api.IntentionActionAllow}, {Name: "cache", Action: api.IntentionActionDeny}},
+	})
+	expect("9 deny;9 deny;-1 allow;")
 }
 
 // TestRegister: rows follow their services, with what is copied; services of

@@ -36,6 +36,8 @@ type targetState struct {
 	job       job
 	stop      func() // ends its own blocking query; nil without one
 	wait      time.Duration
+	doubtful  time.Time // since when some status is one of before; zero: none is
+	again     bool      // it will be asked for once more
 }
 
 // job is the fetch of a chain or a target.
@@ -233,6 +235,7 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 	r.worked(queryTargets)
 	r.lacksRows(t, meta)
 	t.index = meta.LastIndex
+	r.believe(t, instances)
 	if slices.Equal(t.instances, instances) {
 		return
 	}
@@ -242,6 +245,44 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 		c.dirty = true
 	}
 	r.changed = true
+}
+
+// uncheckedFor is how long an instance stays as it was while its checks have not
+// run yet: the interval and the timeout of those that agents give to sidecars.
+const uncheckedFor = 15 * time.Second
+
+// believe keeps the status that instances had before their agent was restarted:
+// it calls everything critical until the checks have run, each of them after up
+// to its interval (agent.loadChecks).
+func (r *run) believe(t *targetState, instances []instance) {
+	waiting := false
+	for i := range instances {
+		in := &instances[i]
+		if !in.unchecked {
+			continue
+		}
+		before := slices.IndexFunc(t.instances, func(b instance) bool { return b.node == in.node && b.id == in.id })
+		if before < 0 || t.instances[before].status == statusCritical {
+			continue
+		}
+		if t.doubtful.IsZero() {
+			t.doubtful = time.Now()
+		}
+		if time.Since(t.doubtful) < uncheckedFor {
+			in.status = t.instances[before].status
+			waiting = true
+		}
+	}
+	switch {
+	case !waiting:
+		t.doubtful = time.Time{}
+	case !t.again:
+		t.again = true
+		r.afterwards(uncheckedFor, func() {
+			t.again = false
+			r.fetches.target(t, sweepWait)
+		})
+	}
 }
 
 func (r *run) lacksRows(t *targetState, meta *api.QueryMeta) {

@@ -17,17 +17,19 @@ type instance struct {
 	// service is the row's own name: that of the proxy, if it is one.
 	service string
 	// fronts is the id of the service instance behind the proxy.
-	fronts   string
-	address  string // may be a name
-	wan      string // for other datacenters
-	port     uint16
-	wanPort  uint16
-	local    uint16 // the application's port
-	hbone    uint16 // where the node proxy takes hbone; 0: it does not say
-	status   string
-	weights  weights
-	locality mesh.Locality
-	vip      netip.Addr
+	fronts  string
+	address string // may be a name
+	wan     string // for other datacenters
+	port    uint16
+	wanPort uint16
+	local   uint16 // the application's port
+	hbone   uint16 // where the node proxy takes hbone; 0: it does not say
+	status  string
+	// unchecked: it is critical because checks of it have not run yet.
+	unchecked bool
+	weights   weights
+	locality  mesh.Locality
+	vip       netip.Addr
 }
 
 // MetaHBONE is the key of a row's metadata under which a node proxy says on
@@ -41,9 +43,9 @@ func newInstance(r *row) instance {
 		address: r.Service.Address,
 		port:    asPort(r.Service.Port),
 		local:   asPort(r.Service.Proxy.LocalServicePort),
-		status:  worstStatus(r),
 		weights: weights(r.Service.Weights),
 	}
+	in.status, in.unchecked = worstStatus(r)
 	if in.address == "" {
 		in.address = r.Node.Address
 	}
@@ -80,8 +82,9 @@ func asPort(n int) uint16 {
 }
 
 // worstStatus is what the row's checks come to; maintenance is a critical one.
-func worstStatus(r *row) string {
-	worst := statusPassing
+// unchecked says that nothing but checks that have not run yet is critical.
+func worstStatus(r *row) (worst string, unchecked bool) {
+	worst = statusPassing
 	for _, c := range r.Checks {
 		switch c.Status {
 		case statusPassing:
@@ -90,10 +93,20 @@ func worstStatus(r *row) string {
 				worst = statusWarning
 			}
 		default: // also what this version does not know
-			return statusCritical
+			if c.Output != "" || !probing[c.Type] {
+				return statusCritical, false
+			}
+			worst, unchecked = statusCritical, true
 		}
 	}
-	return worst
+	return worst, unchecked
+}
+
+// probing are the types of checks that an agent runs by itself
+// (agent/structs.CheckType), and that say something when they have run.
+var probing = map[string]bool{
+	"tcp": true, "http": true, "grpc": true, "h2ping": true, "udp": true,
+	"docker": true, "script": true, "os_service": true, "alias": true,
 }
 
 // health is the instance's as endpoint and its weight, by Consul's rules for

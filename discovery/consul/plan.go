@@ -5,6 +5,7 @@ package consul
 import (
 	"context"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -219,13 +220,10 @@ func (r *run) askMatches(ctx context.Context, names []mesh.Name, by api.Intentio
 			texts[i] = n.Namespace + "/" + n.Name
 		}
 	}
-	o := r.options(question{index: index, wait: wait})
-	ctx, cancel := context.WithTimeout(ctx, o.WaitTime+o.WaitTime/16+answerTime)
-	defer cancel()
-	found, meta, err := r.opts.Agent.Connect().IntentionMatch(&api.IntentionMatch{By: by, Names: texts}, o.WithContext(ctx))
-	if err == nil {
-		err = trusted("", meta)
-	}
+	found := make(map[string][]wireIntention, len(names))
+	meta, err := r.ask(ctx, question{
+		path: "/v1/connect/intentions/match", more: url.Values{"by": {string(by)}, "name": texts}, index: index, wait: wait,
+	}, &found)
 	if err != nil {
 		return matches{}, nil, err
 	}
@@ -236,13 +234,15 @@ func (r *run) askMatches(ctx context.Context, names []mesh.Name, by api.Intentio
 	return m, meta, nil
 }
 
-func intentionsOf(list []*api.Intention) (out []intention) {
-	for _, ix := range list {
-		out = append(out, intention{
-			SourcePartition: ix.SourcePartition, SourceNS: ix.SourceNS, SourceName: ix.SourceName, SourcePeer: ix.SourcePeer,
-			SourceSamenessGroup: ix.SourceSamenessGroup, DestinationNS: ix.DestinationNS, DestinationName: ix.DestinationName,
-			Action: strings.ToLower(string(ix.Action)), Conditional: len(ix.Permissions) > 0, Precedence: ix.Precedence,
-		})
+func intentionsOf(list []wireIntention) (out []intention) {
+	for i := range list {
+		w := &list[i]
+		ix := w.intention
+		ix.Action = strings.ToLower(w.Action)
+		// What applies to a request, or asks it for a token, is nothing that a
+		// connection shows.
+		ix.Conditional = len(w.Permissions) > 0 || w.JWT != nil && ix.Action == string(mesh.ActionAllow)
+		out = append(out, ix)
 	}
 	return out
 }

@@ -44,6 +44,7 @@ const registering, deregistering = "register ", "deregister "
 type registrar struct {
 	run     *run
 	stale   bool      // rows are to be compared
+	anew    bool      // and those of proxies registered, whatever the agent has
 	acted   time.Time // when a row was changed last
 	begun   bool
 	working map[string]bool // ids
@@ -63,9 +64,11 @@ func (g *registrar) keep() {
 			r.forget(what) // what still fails says so again
 		}
 	}
+	anew := g.anew
+	g.anew = false
 	wanted := g.wanted()
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
-		if row := wanted[id]; !sameRow(r.all[id], row) {
+		if row := wanted[id]; anew && row.Kind == api.ServiceKindConnectProxy || !sameRow(r.all[id], row) {
 			g.do(id, registering, func(ctx context.Context) error { return r.register(ctx, row) })
 		}
 	}

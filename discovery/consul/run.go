@@ -170,6 +170,11 @@ func (r *run) worked(what string) {
 		delete(r.failing, what)
 		r.news = true
 		r.kickLocal()
+		if what == queryServices {
+			// An agent that was restarted calls its services critical until it
+			// has checked them. The node knows that its port is open.
+			r.registrar.anew, r.registrar.stale = true, true
+		}
 	}
 	if _, ok := r.denied[what]; ok {
 		delete(r.denied, what)

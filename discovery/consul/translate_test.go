@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/hashicorp/consul/api"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
@@ -307,7 +306,7 @@ func TestRows(t *testing.T) {
 func TestIntentions(t *testing.T) {
 	web := mesh.ParseName("web")
 	domain := spiffeid.RequireTrustDomainFromString(td)
-	list := intentionsOf(sample[map[string][]*api.Intention](t, "ixn-match-web-l7")["web"])
+	list := intentionsOf(sample[map[string][]wireIntention](t, "ixn-match-web-l7")["web"])
 	got, warnings := policies(web, domain, list, mesh.ActionAllow, false)
 	if len(warnings) != 0 {
 		t.Errorf("warnings %q", warnings)
@@ -408,5 +407,47 @@ func TestUpstreams(t *testing.T) {
 	}
 	if diff := cmp.Diff(wantWarnings, warnings); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
+	}
+}
+
+// TestBelieve: an instance whose checks have not run since its agent started
+// stays as it was, for a while.
+func TestBelieve(t *testing.T) {
+	check := func(status, output string) (in instance) {
+		r := &row{Checks: []struct{ Type, Status, Output string }{{"tcp", status, output}}}
+		r.Node.Node, r.Service.ID = "n2", "db"
+		return newInstance(r)
+	}
+	for _, tc := range []struct {
+		name        string
+		before, now instance
+		doubtful    time.Duration // how long already
+		want        string
+	}{
+		{"passing, then not checked", check(statusPassing, "ok"), check(statusCritical, ""), 0, statusPassing},
+		{"warning, then not checked", check(statusWarning, "so so"), check(statusCritical, ""), 0, statusWarning},
+		{"passing, then failing", check(statusPassing, "ok"), check(statusCritical, "connection refused"), 0, statusCritical},
+		{"failing, then not checked", check(statusCritical, "connection refused"), check(statusCritical, ""), 0, statusCritical},
+		{"not checked for long", check(statusPassing, "ok"), check(statusCritical, ""), uncheckedFor + time.Second, statusCritical},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := &run{ctx: t.Context()}
+			target := &targetState{instances: []instance{tc.before}, again: true}
+			if tc.doubtful > 0 {
+				target.doubtful = time.Now().Add(-tc.doubtful)
+			}
+			now := []instance{tc.now}
+			r.believe(target, now)
+			if now[0].status != tc.want {
+				t.Errorf("it is %s, want %s", now[0].status, tc.want)
+			}
+		})
+	}
+	if in := check(statusCritical, ""); in.status != statusCritical || !in.unchecked {
+		t.Errorf("a new instance is %+v", in)
+	}
+	maintenance := &row{Checks: []struct{ Type, Status, Output string }{{"maintenance", statusCritical, ""}}}
+	if in := newInstance(maintenance); in.unchecked {
+		t.Error("maintenance is taken for a check that has not run")
 	}
 }

@@ -33,7 +33,7 @@ type row struct {
 		}
 		Locality *wireLocality
 	}
-	Checks []struct{ Status string }
+	Checks []struct{ Type, Status, Output string }
 }
 
 type wireLocality struct{ Region, Zone string }
@@ -127,9 +127,17 @@ type intention struct {
 	SourceSamenessGroup                               string
 	DestinationNS, DestinationName                    string
 	Action                                            string
-	// Conditional: it has permissions, which are about requests.
-	Conditional bool
+	// Conditional: whether it allows depends on requests.
+	Conditional bool `json:"-"`
 	Precedence  int
+}
+
+// wireIntention is an element of /v1/connect/intentions/match. api.Intention
+// lacks JWT, and would make an intention that wants a token allow everybody.
+type wireIntention struct {
+	intention
+	Permissions []struct{}
+	JWT         *struct{}
 }
 
 // wildcard is the name that stands for every service.

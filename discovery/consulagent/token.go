@@ -37,6 +37,7 @@ func (a *authorizing) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	r = r.Clone(r.Context()) // a RoundTripper may not change its request
+	addParameters(r)
 	r.Header.Del(header)
 	if token != "" {
 		r.Header.Set(header, token)

@@ -87,7 +87,7 @@ func TestConsulAwayOverRestart(t *testing.T) {
 	start()
 	l.startNode("b", meshnode.Options{})
 	l.works(a, "client", "far:80")
-	fresh := l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50")
+	fresh := l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-timeout", "20s")
 	l.awaitCall(fresh, 0, "a call that succeeds", succeeded)
 	before := l.serials("a")
 	if n := systemd.Stored()["leaves"]; n != 2 {

@@ -20,6 +20,8 @@ type consulLab struct {
 	*lab
 	agents map[string]*consul.Server
 	server *consul.Server
+	// cluster is set where there are several servers.
+	cluster consul.Cluster
 	// TrustDomain is the cluster's.
 	TrustDomain string
 }
@@ -33,10 +35,15 @@ func newConsulLab(t *testing.T) *consulLab {
 			l.server = l.agents[name]
 		}
 	}
-	roots, _, err := l.server.Client().Agent().ConnectCARoots((&consulapi.QueryOptions{}).WithContext(l.ctx()))
-	must(t, err)
-	l.TrustDomain = roots.TrustDomain
+	l.learnTrustDomain()
 	return l
+}
+
+func (l *consulLab) learnTrustDomain() {
+	l.Helper()
+	roots, _, err := l.server.Client().Agent().ConnectCARoots((&consulapi.QueryOptions{}).WithContext(l.ctx()))
+	must(l.T, err)
+	l.TrustDomain = roots.TrustDomain
 }
 
 // in is the lab for a subtest.

@@ -21,6 +21,14 @@ import (
 func newConsulServices(t *testing.T) *consulLab {
 	t.Helper()
 	l := newConsulLab(t)
+	l.services()
+	return l
+}
+
+// services registers and serves them.
+func (l *consulLab) services() {
+	l.Helper()
+	t := l.T
 	to := func(service string) *consulapi.AgentServiceConnect {
 		return &consulapi.AgentServiceConnect{SidecarService: &consulapi.AgentServiceRegistration{
 			Proxy: &consulapi.AgentServiceConnectProxyConfig{Upstreams: []consulapi.Upstream{upstream(service, 9191)}},
@@ -33,13 +41,12 @@ func newConsulServices(t *testing.T) *consulLab {
 	b := l.net.Host("b")
 	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
 	l.serve(b, "near", "-name", "near", "-tcp", "127.0.0.1:8081")
-	return l
 }
 
 // startServices starts the nodes. Those of b are found by who listens.
 func (l *consulLab) startServices() {
 	l.Helper()
-	for host := range l.agents {
+	for _, host := range []string{"a", "b"} {
 		l.startServicesOn(host)
 	}
 }

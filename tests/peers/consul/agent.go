@@ -112,6 +112,14 @@ var errEnded = errors.New("consul has ended")
 // Restart starts the agent again, with the same addresses, after stopping it if
 // it runs.
 func (s *Server) Restart(ctx context.Context) error {
+	if err := s.Launch(); err != nil {
+		return err
+	}
+	return s.Await(ctx)
+}
+
+// Launch is Restart without waiting until the agent serves.
+func (s *Server) Launch() error {
 	if err := s.Stop(); err != nil {
 		return err
 	}
@@ -122,10 +130,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	s.process, err = start(s.options.Host, command{
 		name: "consul", path: s.binary, args: args, dir: s.options.Dir,
 	})
-	if err != nil {
-		return err
-	}
-	return s.Await(ctx)
+	return err
 }
 
 // Await waits until the agent has a leader, a CA, and its tokens.
