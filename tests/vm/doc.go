@@ -41,6 +41,6 @@
 // with the test process, however that ends, and what a crashed one left in the
 // temporary directory goes when the next machine boots.
 //
-// Emulated machines starve each other: as many test processes as there are
-// processors have machines at a time, the others wait at their first Boot.
+// Emulated machines starve each other: one test process has machines at a time,
+// the others wait at their first Boot.
 package vm

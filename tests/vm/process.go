@@ -60,7 +60,7 @@ func startProcess(log, env string, args ...string) (*process, error) {
 // prefer has a process come before what else runs here: timeouts in a machine
 // go by the real clock, however little of the processor it gets.
 func prefer(pid int) error {
-	const nice = -15
+	const nice = -19
 	if err := unix.Setpriority(unix.PRIO_PROCESS, pid, nice); err != nil {
 		return fmt.Errorf("set priority: %w", err)
 	}
@@ -113,30 +113,23 @@ func sweep() error {
 // turn is this process's leave to have machines; it is taken once.
 var turn = sync.OnceValue(takeTurn)
 
-// takeTurn waits until fewer processes than there are processors have machines.
-// The lock goes with the process.
+// takeTurn waits until no other process has machines: two of them are as much as
+// two processors emulate in time. The lock goes with the process.
 func takeTurn() error {
 	cache, err := cacheDir()
 	if err != nil {
 		return err
 	}
-	var last *os.File
-	for i := range runtime.NumCPU() {
-		f, err := os.OpenFile(filepath.Join(cache, "turn-"+strconv.Itoa(i)), os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			return fmt.Errorf("open lock: %w", err)
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			return nil
-		}
-		if last != nil {
-			_ = last.Close()
-		}
-		last = f
+	f, err := os.OpenFile(filepath.Join(cache, "turn"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("open lock: %w", err)
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		return nil
 	}
 	fmt.Fprintln(os.Stderr, "vm: waiting for other tests with machines")
 	for {
-		err := unix.Flock(int(last.Fd()), unix.LOCK_EX)
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
 		if err == nil {
 			return nil
 		}
