@@ -16,16 +16,6 @@ import (
 	peer "github.com/meshproxy/meshproxy/tests/peers/consul"
 )
 
-// nodeRules are what a node's token needs for the services that it carries,
-// as the documentation has it.
-const nodeRules = `
-service "web" { policy = "write" }
-service "web-sidecar-proxy" { policy = "write" }
-service_prefix "" { policy = "read" }
-node_prefix "" { policy = "read" }
-agent_prefix "" { policy = "read" }
-`
-
 // record keeps a log.
 type record struct {
 	mu   sync.Mutex
@@ -44,13 +34,14 @@ func (r *record) String() string {
 	return r.text.String()
 }
 
+// TestDefaultDeny has the rights that docs/consul.md asks for.
 func TestDefaultDeny(t *testing.T) {
 	s := peer.Start(t, peer.Options{Dev: true, Node: "n1", ACLDefaultDeny: true})
 	register(t, s, "n2", "10.0.0.2", "db", 5432, nil)
 	register(t, s, "n2", "10.0.0.2", "cache", 6379, nil)
 	s.Register(t, &api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 8080})
 	s.Intend(t, "web", "db", api.IntentionActionAllow)
-	f := start(t, optionsFor(t, s, s.Token(t, nodeRules).SecretID))
+	f := start(t, optionsFor(t, s, documentedToken(t, s)))
 
 	u := f.until("web, its row and db", func(u discovery.Update, err error) bool {
 		web := service(u, "web")

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // options are the flags.
@@ -30,6 +31,8 @@ type options struct {
 	rounds    int
 	idle      int
 	workloads int
+	upstreams int
+	quiet     time.Duration
 	part      string
 	peers     string
 	product   string
@@ -59,6 +62,8 @@ func parseFlags() options {
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds, instead of the plan's")
 	flag.IntVar(&o.idle, "idle", 0, "idle connections, instead of the plan's")
 	flag.IntVar(&o.workloads, "workloads", 0, "workloads, instead of the plan's")
+	flag.IntVar(&o.upstreams, "upstreams", 0, "upstreams in Consul, instead of the plan's")
+	flag.DurationVar(&o.quiet, "quiet", 0, "window without changes among them, instead of the plan's")
 	flag.StringVar(&o.part, "part", "nodes,local", "what to measure, separated by commas: nodes, local, consul")
 	flag.StringVar(&o.peers, "peers", "", "only these, separated by commas")
 	flag.StringVar(&o.product, "meshproxy", "bin/meshproxy", "the binary to measure")
@@ -76,10 +81,13 @@ func (o options) plan() plan {
 	for _, change := range []struct {
 		to    *int
 		value int
-	}{{&p.rounds, o.rounds}, {&p.idle, o.idle}, {&p.workloads, o.workloads}} {
+	}{{&p.rounds, o.rounds}, {&p.idle, o.idle}, {&p.workloads, o.workloads}, {&p.upstreams, o.upstreams}} {
 		if change.value > 0 {
 			*change.to = change.value
 		}
+	}
+	if o.quiet > 0 {
+		p.quiet = o.quiet
 	}
 	return p
 }
