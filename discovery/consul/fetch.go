@@ -4,6 +4,8 @@ package consul
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +33,7 @@ type targetState struct {
 	key       targetKey
 	instances []instance
 	index     uint64
+	filtered  bool // the ACLs left something out of the last answer
 	tried     bool
 	users     map[*chainState]bool
 	job       job
@@ -65,8 +68,9 @@ func (f *fetches) pump(ctx context.Context) {
 }
 
 // add queues a fetch unless it is queued already; one that runs is repeated,
-// since its answer may have been under way when the change came.
-func (f *fetches) add(j *job, fetch func(context.Context) func()) {
+// since its answer may have been under way when the change came. Prepare and
+// what fetch returns in the end have the run's goroutine, fetch one of its own.
+func (f *fetches) add(j *job, prepare func(context.Context) (fetch func() func())) {
 	switch {
 	case j.queued:
 		return
@@ -78,15 +82,16 @@ func (f *fetches) add(j *job, fetch func(context.Context) func()) {
 	r := f.run
 	f.queue = append(f.queue, func(ctx context.Context) {
 		j.queued, j.running = false, true
+		fetch := prepare(ctx)
 		r.tasks.Go(func() {
-			finish := fetch(ctx)
+			finish := fetch()
 			r.post(ctx, func() {
 				f.running--
 				j.running = false
 				finish()
 				if j.again {
 					j.again = false
-					f.add(j, fetch)
+					f.add(j, prepare)
 				}
 			})
 		})
@@ -99,12 +104,14 @@ func (f *fetches) chain(c *chainState) {
 	q := question{
 		path: "/v1/discovery-chain/" + c.key.name.Name, namespace: c.key.name.Namespace, datacenter: c.key.datacenter,
 	}
-	f.add(&c.job, func(ctx context.Context) func() {
-		var answer struct{ Chain *chain }
-		_, err := r.ask(ctx, q, &answer)
-		return func() {
-			if ctx.Err() == nil {
-				r.takeChain(c, answer.Chain, err)
+	f.add(&c.job, func(ctx context.Context) func() func() {
+		return func() func() {
+			var answer struct{ Chain *chain }
+			_, err := r.ask(ctx, q, &answer)
+			return func() {
+				if ctx.Err() == nil {
+					r.takeChain(c, answer.Chain, err)
+				}
 			}
 		}
 	})
@@ -115,30 +122,66 @@ func (f *fetches) chain(c *chainState) {
 func (f *fetches) target(t *targetState, wait time.Duration) {
 	r := f.run
 	t.wait = max(t.wait, wait)
-	f.add(&t.job, func(ctx context.Context) func() {
-		rows, meta, err := r.askTarget(ctx, t.key, max(1, t.index), t.wait)
-		return func() {
-			t.wait = 0
-			if ctx.Err() == nil {
-				r.takeTarget(t, rows, meta, err)
+	f.add(&t.job, func(ctx context.Context) func() func() {
+		index, wait := t.index, max(t.wait, sweepWait)
+		t.wait = 0 // what comes from now on is for the next time
+		// What the ACLs leave out has no index, and what is doubtful is to be
+		// looked at again.
+		known := index > 1 && !t.filtered && t.doubtful.IsZero()
+		return func() func() {
+			instances, same, meta, err := r.askAgain(ctx, t.key, index, wait, known)
+			return func() {
+				if ctx.Err() != nil {
+					return
+				}
+				if same {
+					instances = t.instances
+				}
+				r.takeTarget(t, instances, meta, err)
 			}
 		}
 	})
 }
 
-// askTarget always names an index: with one the agent answers from the view
-// that it keeps, without one from a server.
+// askAgain is askTarget for what may be known. Most answers to a sweep are, and
+// reading those again would be most of its cost.
+func (r *run) askAgain(ctx context.Context, k targetKey, index uint64, wait time.Duration, known bool) (list []instance, same bool, meta *api.QueryMeta, err error) {
+	if !known {
+		list, meta, err = r.askTarget(ctx, k, index, wait)
+		return list, false, meta, err
+	}
+	var body json.RawMessage
+	if meta, err = r.askRows(ctx, k, index, wait, &body); err != nil {
+		return nil, false, nil, err
+	}
+	if meta.LastIndex == index && !meta.ResultsFilteredByACLs {
+		return nil, true, meta, nil
+	}
+	var rows []row
+	if err := json.Unmarshal(body, &rows); err != nil {
+		return nil, false, nil, fmt.Errorf("decode instances of %s: %w", k.service, err)
+	}
+	return instancesOf(rows), false, meta, nil
+}
+
+// askTarget asks for the instances of a target.
 func (r *run) askTarget(ctx context.Context, k targetKey, index uint64, wait time.Duration) ([]instance, *api.QueryMeta, error) {
 	var rows []row
-	meta, err := r.ask(ctx, question{
-		path: "/v1/health/connect/" + k.service, filter: k.filter,
-		namespace: k.namespace, partition: k.partition, datacenter: k.datacenter,
-		index: max(1, index), wait: wait,
-	}, &rows)
+	meta, err := r.askRows(ctx, k, index, wait, &rows)
 	if err != nil {
 		return nil, nil, err
 	}
 	return instancesOf(rows), meta, nil
+}
+
+// askRows always names an index: with one the agent answers from the view that
+// it keeps, without one from a server.
+func (r *run) askRows(ctx context.Context, k targetKey, index uint64, wait time.Duration, out any) (*api.QueryMeta, error) {
+	return r.ask(ctx, question{
+		path: "/v1/health/connect/" + k.service, filter: k.filter,
+		namespace: k.namespace, partition: k.partition, datacenter: k.datacenter,
+		index: max(1, index), wait: wait,
+	}, out)
 }
 
 const queryChains, queryTargets = "discovery chains", "instances of services"
@@ -234,7 +277,7 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 	}
 	r.worked(queryTargets)
 	r.lacksRows(t, meta)
-	t.index = meta.LastIndex
+	t.index, t.filtered = meta.LastIndex, meta.ResultsFilteredByACLs
 	r.believe(t, instances)
 	if slices.Equal(t.instances, instances) {
 		return
