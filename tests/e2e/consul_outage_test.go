@@ -76,7 +76,7 @@ func TestConsulOutage(t *testing.T) {
 	if err := node.Wait(l.ctx()); err != nil {
 		t.Fatalf("the process ended with %v", err)
 	}
-	node = start()
+	start()
 	must(t, used.Wait(l.ctx()))
 	if sum := sumOf(used, 0); sum.Requests != 60 || sum.Errors > 0 {
 		t.Errorf("of the calls on an open connection %d succeeded and %d failed with %q", sum.Requests, sum.Errors, sum.Error)
