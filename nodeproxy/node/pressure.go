@@ -16,8 +16,12 @@ import (
 )
 
 const (
-	// pressureInterval is how often the memory in use is read.
+	// pressureInterval is how often the memory in use is read. It is
+	// restInterval after restAfter readings without a new connection: a node
+	// that has nothing to do should do nothing.
 	pressureInterval = 100 * time.Millisecond
+	restInterval     = time.Second
+	restAfter        = 10
 	// perConnection is what a connection may take before the next reading:
 	// two sockets with something in their buffers, its share of a handshake.
 	perConnection = 32 << 10
@@ -32,7 +36,11 @@ type pressure struct {
 	memory *cgroup.Memory
 	// left is how many connections there is room for until the next reading.
 	left atomic.Int64
-	last cgroup.Usage // of the goroutine that reads
+	// resting says that it is long until the next reading; wake ends that.
+	resting atomic.Bool
+	wake    chan struct{}
+	last    cgroup.Usage // of the goroutine that reads
+	room    int64        // what left was then
 }
 
 // unbounded connections are as good as no bound.
@@ -49,7 +57,7 @@ func (n *Node) startPressure(context.Context) error {
 }
 
 func newPressure(m *cgroup.Memory) *pressure {
-	p := &pressure{memory: m}
+	p := &pressure{memory: m, wake: make(chan struct{}, 1)}
 	p.read()
 	return p
 }
@@ -65,6 +73,12 @@ func (p *pressure) shortage() error {
 
 // admit takes room for one connection. It may be called from any goroutine.
 func (p *pressure) admit() error {
+	if p.resting.Load() && p.resting.CompareAndSwap(true, false) {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
 	if p.left.Add(-1) < 0 {
 		return errShort
 	}
@@ -78,12 +92,12 @@ func (p *pressure) read() {
 		p.tellCollector(u.Limit)
 	}
 	p.last = u
-	if u.Limit == 0 {
-		p.left.Store(unbounded)
-		return
+	p.room = unbounded
+	if u.Limit > 0 {
+		ceiling := int64(u.Limit / 10 * 9)
+		p.room = max(0, ceiling-int64(u.Used)) / perConnection
 	}
-	ceiling := int64(u.Limit / 10 * 9)
-	p.left.Store(max(0, ceiling-int64(u.Used)) / perConnection)
+	p.left.Store(p.room)
 }
 
 // tellCollector lets garbage be collected ever more often rather than reach the
@@ -102,16 +116,36 @@ func (p *pressure) tellCollector(limit uint64) {
 
 // watch reads until ctx is done.
 func (p *pressure) watch(ctx context.Context) {
-	tick := time.NewTicker(pressureInterval)
-	defer tick.Stop()
+	timer := time.NewTimer(pressureInterval)
+	defer timer.Stop()
+	quiet := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			p.read()
+		case <-timer.C:
+		case <-p.wake:
+			quiet = 0
 		}
+		if p.left.Load() != p.room {
+			quiet = 0
+		}
+		p.read()
+		quiet++
+		timer.Reset(p.until(quiet))
 	}
+}
+
+// until is the time to the next reading, after so many without a connection.
+func (p *pressure) until(quiet int) time.Duration {
+	switch {
+	case p.last.Limit == 0: // until there is one
+		return restInterval
+	case quiet < restAfter, p.last.Used > p.last.Limit/2:
+		return pressureInterval
+	}
+	p.resting.Store(true)
+	return restInterval
 }
 
 // bufferLimit bounds what waits for one workload's slow readers: all it may have,
