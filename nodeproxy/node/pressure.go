@@ -138,10 +138,7 @@ func (p *pressure) watch(ctx context.Context) {
 
 // until is the time to the next reading, after so many without a connection.
 func (p *pressure) until(quiet int) time.Duration {
-	switch {
-	case p.last.Limit == 0: // until there is one
-		return restInterval
-	case quiet < restAfter, p.last.Used > p.last.Limit/2:
+	if quiet < restAfter || p.last.Limit > 0 && p.last.Used > p.last.Limit/2 {
 		return pressureInterval
 	}
 	p.resting.Store(true)

@@ -20,7 +20,8 @@ func TestPressureRests(t *testing.T) {
 		want    time.Duration
 		resting bool
 	}{
-		{"no limit", cgroup.Usage{Used: 60 * mib}, 1, restInterval, false},
+		{"no limit", cgroup.Usage{Used: 60 * mib}, 1, pressureInterval, false},
+		{"no limit, and nothing came", cgroup.Usage{Used: 60 * mib}, restAfter, restInterval, true},
 		{"lately a connection", cgroup.Usage{Used: 60 * mib, Limit: 256 * mib}, restAfter - 1, pressureInterval, false},
 		{"nothing came", cgroup.Usage{Used: 60 * mib, Limit: 256 * mib}, restAfter, restInterval, true},
 		{"half used", cgroup.Usage{Used: 129 * mib, Limit: 256 * mib}, restAfter, pressureInterval, false},
