@@ -22,6 +22,15 @@ else
 	command -v redis-server >/dev/null || need+=(redis-server redis-tools)
 	command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || need+=(nginx-light)
 	command -v ab >/dev/null || need+=(apache2-utils)
+	# Virtual machines; tests/vm makes their images.
+	command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
+	command -v debootstrap >/dev/null || [ -x /usr/sbin/debootstrap ] || need+=(debootstrap)
+	command -v busybox >/dev/null || need+=(busybox-static)
+	command -v modprobe >/dev/null || [ -x /usr/sbin/modprobe ] || need+=(kmod)
+	command -v mkfs.ext4 >/dev/null || [ -x /usr/sbin/mkfs.ext4 ] || need+=(e2fsprogs)
+	command -v xz >/dev/null || need+=(xz-utils)
+	command -v zstd >/dev/null || need+=(zstd)
+	test -e /usr/share/keyrings/debian-archive-keyring.gpg || need+=(debian-archive-keyring)
 fi
 if [ ${#need[@]} -gt 0 ]; then
 	[ "$(id -u)" = 0 ] || { echo "needed: ${need[*]}; run as root or install them" >&2; exit 1; }

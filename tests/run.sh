@@ -15,7 +15,7 @@ step() {
 	shift
 	echo "== $name"
 	if "$@" >"$log/$name" 2>&1; then
-		grep -E '^ok|fuzz targets ran|expectations hold|clang' "$log/$name" | grep -v 'no test files' || true
+		grep -E '^ok|^ +[a-z ]+ passed +[0-9.]+ s$|fuzz targets ran|expectations hold|clang' "$log/$name" | grep -v 'no test files' || true
 		echo "== $name passed in $((SECONDS - begin)) s"
 	else
 		cat "$log/$name"
@@ -38,6 +38,10 @@ step e2e go test -count=1 -v -timeout 20m ./tests/e2e/...
 step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestContainer|TestAuthorization|TestPolicyChange|TestInboundModes|TestHotReload|TestRotation' ./tests/e2e/...
 step packages make test-packages
+# Under real systemd, and on another kernel; logs and a summary stay in
+# bin/vm-logs.
+step vm make test-vm
+step kernel env KERNEL=6.12 make test-kernels
 step fuzz tests/fuzz.sh
 step demo bin/meshproxy demo --duration 10s
 
@@ -45,7 +49,7 @@ if grep -hE '^\s*--- SKIP' "$log"/*; then
 	echo "== tests were skipped: that counts as a failure"
 	failed+=(skipped)
 fi
-passed=$(cat "$log"/{unit,e2e,packages} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
+passed=$(cat "$log"/{unit,e2e,packages,vm,kernel} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
 bad=$(cat "$log"/* 2>/dev/null | grep -cE '^\s*--- FAIL' || true)
 echo "$passed passed, $bad failed"
 if [ ${#failed[@]} -gt 0 ]; then
