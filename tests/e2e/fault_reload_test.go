@@ -128,7 +128,7 @@ func TestBadStart(t *testing.T) {
 			l := newLab(t, faultMesh, "a", "b")
 			a, b := l.net.Host("a"), l.net.Host("b")
 			l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:8080")
-			o := meshnode.Options{Host: a, Program: []string{programs.meshproxy}, MeshFile: l.meshFile, CADir: l.caDir}
+			o := meshnode.Options{Host: a, MeshFile: l.meshFile, CADir: l.caDir}
 			tc.prepare(l, &o)
 			p := l.run(o)
 			select {
@@ -151,7 +151,8 @@ func TestBadStart(t *testing.T) {
 	}
 }
 
-// run starts a node without waiting for anything.
+// run starts a node without waiting for anything. Program is what comes before
+// the binary.
 func (l *lab) run(o meshnode.Options) *testnet.Process {
 	l.Helper()
 	config, err := meshnode.WriteConfig(o)
