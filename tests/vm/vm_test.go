@@ -21,8 +21,9 @@ func TestMachines(t *testing.T) {
 			t.Errorf("%s runs %s, want %s", machine.Name(), got, want)
 		}
 	}
-	a.Run(t, "ping", "-c", "1", "-w", "30", "10.77.0.2")
-	b.Run(t, "ping", "-c", "1", "-w", "30", "fd00:77::1")
+	// A machine runs commands before its addresses are there.
+	a.Eventually(t, "a reaches b", "ping -c 1 -w 30 10.77.0.2")
+	b.Eventually(t, "b reaches a", "ping -c 1 -w 30 fd00:77::1")
 
 	if r := a.Try(t, "sh", "-c", "echo out; echo err >&2; exit 7"); r.Code != 7 || r.Stdout != "out\n" || r.Stderr != "err\n" {
 		t.Errorf("a command that fails: %+v", r)
@@ -40,5 +41,5 @@ func TestMachines(t *testing.T) {
 	if got := string(b.Get(t, "/srv/there")); got != "from the start" {
 		t.Errorf("the file of the options has %q", got)
 	}
-	a.Run(t, "ping", "-c", "1", "-w", "30", "fd00:77::2")
+	a.Eventually(t, "a reaches b again", "ping -c 1 -w 30 fd00:77::2")
 }
