@@ -12,13 +12,14 @@ import (
 func TestMachines(t *testing.T) {
 	lan := NewSwitch(t)
 	machines := BootAll(t,
-		Options{Name: "a", Kernel: "6.12", Switch: lan, Addresses: []string{"10.77.0.1/24", "fd00:77::1/64"}},
+		Options{Name: "a", Switch: lan, Addresses: []string{"10.77.0.1/24", "fd00:77::1/64"}},
 		Options{Name: "b", Switch: lan, Addresses: []string{"10.77.0.2/24", "fd00:77::2/64"}, Files: []File{{Path: "/srv/there", Content: "from the start"}}})
 	a, b := machines[0], machines[1]
 
-	for machine, want := range map[*VM]string{a: "6.12.", b: "6.1."} {
-		if got := machine.Run(t, "uname", "-r"); !strings.HasPrefix(got, want) {
-			t.Errorf("%s runs %s, want %s", machine.Name(), got, want)
+	// Other kernels are what tests/kernels is about.
+	for _, machine := range machines {
+		if got := machine.Run(t, "uname", "-r"); !strings.HasPrefix(got, "6.1.") {
+			t.Errorf("%s runs %s, want Debian's 6.1", machine.Name(), got)
 		}
 	}
 	// A machine runs commands before its addresses are there.
