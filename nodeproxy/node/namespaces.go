@@ -28,6 +28,10 @@ type namespaces struct {
 	// accept gives a namespace's listeners to the loops.
 	accept func(*namespace) error
 
+	// joining is held while a namespace is opened: who looks for the processes
+	// of workloads and who hears of them from the kernel may find the same one.
+	joining sync.Mutex
+
 	mu         sync.RWMutex
 	held       bool // accept nothing yet
 	byCookie   map[uint64]*namespace
@@ -239,6 +243,8 @@ func (s *namespaces) join(ctx context.Context, w mesh.Name, h *netns.Handle) (co
 		s.log.Warn("read cookie of network namespace", "workload", w, "error", err)
 		return 0, false
 	}
+	s.joining.Lock()
+	defer s.joining.Unlock()
 	if s.get(cookie) != nil {
 		h.Close()
 		return cookie, true

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/meshproxy/meshproxy/tests/testnet"
@@ -77,5 +78,44 @@ func TestWorkloadInSeveralNamespaces(t *testing.T) {
 				t.Errorf("%s takes plaintext from another machine", at)
 			}
 		})
+	}
+}
+
+// TestNamespacesAtOnce: many containers whose first packets come at the same time,
+// each of which the kernel reports and the search for processes finds: nothing is
+// opened twice.
+func TestNamespacesAtOnce(t *testing.T) {
+	const count = 12
+	l := newLab(t, "nodes: []", "a", "b")
+	a, b := l.net.Host("a"), l.net.Host("b")
+	var boxes []*testnet.Container
+	mesh := `
+authorization: {default: allow}
+nodes: [{name: a, address: 10.77.0.1}, {name: b, address: 10.77.0.2}]
+services: [{name: far, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8080, node: b, workload: far}]}]
+workloads:
+  - {name: far, node: b, match: [{cgroup: "{{.Cgroup "b" "far"}}"}]}
+`
+	for i := range count {
+		name := fmt.Sprintf("box-%d", i)
+		box, err := a.Container(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		boxes = append(boxes, box)
+		mesh += fmt.Sprintf("  - {name: %[1]s, node: a, match: [{cgroupPrefix: \"{{.Cgroup \"a\" \"%[1]s\"}}\"}]}\n", name)
+	}
+	l.writeMesh(mesh)
+	n := l.start("a", "")
+	l.start("b", "")
+	l.serve(b, "far", "-name", "far", "-tcp", "0.0.0.0:8080")
+	for _, box := range boxes {
+		l.background(box, "app", "call", "-fresh", "-tcp", "10.77.0.2:8080", "-rate", "20", "-timeout", "30s")
+	}
+	for _, box := range boxes {
+		l.works(box, "app", "far:80")
+	}
+	if log := n.Stderr().String() + n.Stdout().String(); strings.Contains(log, "open network namespace") {
+		t.Errorf("a namespace could not be opened:\n%s", log)
 	}
 }
