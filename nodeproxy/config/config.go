@@ -84,6 +84,8 @@ type BPF struct {
 	FS       string
 	Instance string
 	MaxFlows int
+	// ProxyTimeout is how long a proxy that hangs counts as alive.
+	ProxyTimeout time.Duration
 }
 
 // Listeners are the proxy's sockets. A port alone means all addresses of the

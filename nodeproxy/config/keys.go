@@ -88,6 +88,10 @@ var table = []key{
 		func(c *Config) value { return number(&c.BPF.MaxFlows, 1024, 1<<24) },
 	},
 	{
+		"bpf.proxyTimeout", "3s", "How long after the proxy's last sign of life the kernel counts it as away, if it hangs; a proxy that was killed is away at once. More is for machines that may stand still for seconds.", true,
+		func(c *Config) value { return duration(&c.BPF.ProxyTimeout, time.Second, time.Hour) },
+	},
+	{
 		"splicing", string(SplicingOff), "auto: connections between workloads of this node go without the proxy, where policy needs nothing of it, and are spliced in the kernel, where a test at start finds it safe. off: they take the way of the proxy.", false,
 		func(c *Config) value { return enum(&c.Splicing, SplicingOff, SplicingAuto) },
 	},

@@ -189,7 +189,7 @@ func (n *Node) startCapture(context.Context) error {
 	way := n.wayIntoNamespaces(c)
 	n.capture, err = sockmap.Open(sockmap.Options{
 		CgroupRoot: n.cgroups.root, BPFFS: c.BPF.FS, Instance: c.BPF.Instance,
-		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), Namespaces: way,
+		Ports: portsOf(c), MaxFlows: uint32(c.BPF.MaxFlows), HeartbeatTimeout: c.BPF.ProxyTimeout, Namespaces: way,
 		Lock: n.upgrades.offer.Files[lockFile], Logger: n.log,
 	})
 	if err != nil {
