@@ -25,6 +25,7 @@ else
 	test -e /usr/include/bpf/bpf_helpers.h || need+=(libbpf-dev)
 	command -v gcc >/dev/null || need+=(gcc libc6-dev) # the race detector
 	command -v pip3 >/dev/null || command -v pip >/dev/null || need+=(python3-pip) # Envoy's wheel
+	command -v systemd-creds >/dev/null || need+=(systemd) # seals what a node keeps on disk
 	command -v openssl >/dev/null || need+=(openssl) # a client of its own kind
 	command -v rpm >/dev/null || need+=(rpm) # installs our package into a copy of this machine
 	command -v python3 >/dev/null || need+=(python3) # glibc's resolver, as a workload uses it

@@ -56,7 +56,7 @@ func (c *commands) root() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputTable, outputJSON}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
 		c.run(), c.check(), c.status(), c.services(), c.workloads(), c.connections(), c.policy(),
-		c.config(), c.ca(), c.bypass(), c.splice(), c.reload(), c.upgrade(), c.drain(), c.logLevel(), c.leave(), c.netnsHelper(), c.demo(), c.showVersion(),
+		c.config(), c.ca(), c.bypass(), c.splice(), c.reload(), c.upgrade(), c.drain(), c.logLevel(), c.leave(), c.netnsHelper(), c.unsealLeaves(), c.demo(), c.showVersion(),
 	)
 	wrapArgs(root)
 	return root

@@ -12,6 +12,7 @@ import (
 
 	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
+	"github.com/meshproxy/meshproxy/nodeproxy/leafcache"
 )
 
 // Config is a node's configuration, complete and valid. It is read-only once
@@ -120,8 +121,10 @@ type Identity struct {
 	// ExpiredGrace is how long connections outlive the leaves that they were
 	// made with.
 	ExpiredGrace time.Duration
-	Embedded     Embedded
-	Files        Files
+	// LeafCache is how leaves are kept on disk.
+	LeafCache leafcache.Seal
+	Embedded  Embedded
+	Files     Files
 }
 
 // DefaultIdentity is given as it is or as that of a workload; zero is none.

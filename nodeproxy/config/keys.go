@@ -11,6 +11,7 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
+	"github.com/meshproxy/meshproxy/nodeproxy/leafcache"
 )
 
 // key is a row of the table of keys.
@@ -204,6 +205,12 @@ var table = []key{
 	{
 		"identity.expiredGrace", "1m", "Tunnels one of whose leaves has expired take no new connections; after this time the open ones are closed. 0s: at once.", true,
 		func(c *Config) value { return duration(&c.Identity.ExpiredGrace, 0, year) },
+	},
+	{
+		"identity.leafCache", string(leafcache.Off), "Whether leaves, with their private keys, are kept in stateDir, so that a machine that boots while Consul is away has them: off; sealed by systemd-creds with the machine's secret (host), its TPM (tpm2), or both; auto: with what there is.", true,
+		func(c *Config) value {
+			return enum(&c.Identity.LeafCache, leafcache.Off, leafcache.Auto, leafcache.WithHost, leafcache.WithTPM, leafcache.WithHostTPM)
+		},
 	},
 	{
 		"identity.embedded.dir", "", "Directory of the CA; nodes of one mesh have a copy each. Empty: ca in stateDir.", true,

@@ -252,6 +252,14 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			name: "leaf cache", text: "identity:\n  leafCache: plain\n",
+			want: []string{`FILE:2:14: identity.leafCache: found "plain"; allowed: off, auto, host, tpm2, host+tpm2`},
+		},
+		{
+			name: "leaf cache of a CA of one's own", text: "identity:\n  leafCache: tpm2\n",
+			want: []string{`FILE:2: identity.leafCache: tpm2, and identity.provider embedded has its keys on disk anyway; allowed: identity.provider: consul with it, or off`},
+		},
+		{
 			name: "files without leaves", text: "identity: {provider: files}\n",
 			want: []string{`FILE:1: identity.provider: files, and there are none; allowed: identity.files.dir or identity.files.workloads with it`},
 		},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
+	"github.com/meshproxy/meshproxy/nodeproxy/leafcache"
 )
 
 // maxRunDir leaves room for the admin socket's name in a sockaddr_un, whose
@@ -87,6 +88,9 @@ func (v *validation) ports() {
 
 func (v *validation) identity() {
 	id := &v.c.Identity
+	if id.LeafCache != leafcache.Off && id.Provider != ProviderConsul {
+		v.fail("identity.leafCache", "identity.provider: consul with it, or off", "%s, and identity.provider %s has its keys on disk anyway", id.LeafCache, id.Provider)
+	}
 	switch id.Provider {
 	case ProviderConsul:
 		v.noFiles()

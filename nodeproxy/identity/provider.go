@@ -30,6 +30,7 @@ type Provider interface {
 // Heritable is a Provider whose leaves live in memory only, so that a node that
 // takes over from another process has to be handed them.
 type Heritable interface {
+	Provider
 	// Export returns the leaves with their keys, and the trust bundle, for
 	// Import. It must never be written to a disk as it is.
 	Export() ([]byte, error)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
+	"github.com/meshproxy/meshproxy/nodeproxy/leafcache"
 	"github.com/meshproxy/meshproxy/nodeproxy/memfile"
 )
 
@@ -22,6 +23,9 @@ var leavesNames = [2]string{leavesName + "-0", leavesName + "-1"}
 // when all of them come.
 const leavesSettle = 250 * time.Millisecond
 
+// leavesRetry is when to write again what could not be written, as on a full disk.
+const leavesRetry = time.Minute
+
 // keptLeaves outlive the process, for a provider whose leaves are nowhere else:
 // in memory files, of which the service manager or the process that takes over
 // has descriptors. One process at a time writes them, the one that serves.
@@ -29,7 +33,9 @@ type keptLeaves struct {
 	pair *memfile.Pair // nil: the provider needs none
 	// inherited: whoever passes it on has it already.
 	inherited bool
-	serves    chan struct{} // closed when this process does
+	cache     *leafcache.Cache // on disk, over a reboot; nil: not kept there
+	trouble   lastError        // of the cache
+	serves    chan struct{}    // closed when this process does
 }
 
 // inheritLeaves takes up the memory files, unless there are not exactly two.
@@ -59,15 +65,15 @@ func (n *Node) followLeaves(ctx context.Context) {
 		if err := restoreLeaves(n.leaves.pair, source); err != nil {
 			n.log.Warn("take over leaves", "error", err)
 		}
+	} else if pair, err := memfile.New("meshproxy-" + leavesName); err != nil {
+		n.log.Warn("keep leaves for the next process", "error", err)
 	} else {
-		pair, err := memfile.New("meshproxy-" + leavesName)
-		if err != nil {
-			n.log.Warn("keep leaves for the next process", "error", err)
-			return
-		}
 		n.leaves.pair = pair
 	}
-	n.tasks.Go(func() { n.saveLeaves(ctx, source) })
+	n.openLeafCache(ctx, source)
+	if n.leaves.pair != nil || n.leaves.cache != nil {
+		n.tasks.Go(func() { n.saveLeaves(ctx, source) })
+	}
 }
 
 func restoreLeaves(from *memfile.Pair, to identity.Heritable) error {
@@ -84,7 +90,7 @@ func restoreLeaves(from *memfile.Pair, to identity.Heritable) error {
 
 // saveLeaves writes leaves and roots at each change, for as long as this process
 // serves.
-func (n *Node) saveLeaves(ctx context.Context, from identity.Heritable) {
+func (n *Node) saveLeaves(ctx context.Context, source identity.Heritable) {
 	select {
 	case <-n.leaves.serves:
 	case <-ctx.Done():
@@ -92,12 +98,15 @@ func (n *Node) saveLeaves(ctx context.Context, from identity.Heritable) {
 	}
 	for {
 		changed := n.provider.Changed()
-		if err := saveLeaves(from, n.leaves.pair); err != nil {
+		again := changed
+		if err := n.leaves.save(source); err != nil {
 			n.log.Warn("keep leaves for the next process", "error", err)
+			again = after(leavesRetry)
 		}
-		for _, next := range []<-chan struct{}{changed, after(leavesSettle)} {
+		for _, next := range []struct{ one, other <-chan struct{} }{{changed, again}, {after(leavesSettle), nil}} {
 			select {
-			case <-next:
+			case <-next.one:
+			case <-next.other:
 			case <-n.upgrades.relieved:
 				return
 			case <-ctx.Done():
@@ -107,13 +116,22 @@ func (n *Node) saveLeaves(ctx context.Context, from identity.Heritable) {
 	}
 }
 
-func saveLeaves(from identity.Heritable, to *memfile.Pair) error {
+// save writes what the provider has, in memory and on disk.
+func (k *keptLeaves) save(from identity.Heritable) (failed error) {
 	text, err := from.Export()
 	if err != nil {
 		return err
 	}
 	defer clear(text)
-	return to.Write(text)
+	if k.pair != nil {
+		failed = k.pair.Write(text)
+	}
+	if k.cache != nil && len(from.Bundle().TrustDomains()) > 0 { // else there is nothing to keep yet
+		err := k.cache.Write(text)
+		k.trouble.set(err)
+		failed = errors.Join(failed, err)
+	}
+	return failed
 }
 
 // after is time.After for those who select on it with others of its kind.

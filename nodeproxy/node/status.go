@@ -201,9 +201,13 @@ func (n *Node) identityStatus(c *config.Config) api.Identity {
 			st.NextExpiry = l.NotAfter
 		}
 	}
-	if len(sum.Problems) > 0 {
-		st.Error = sum.Problems[0]
-		if more := len(sum.Problems) - 1; more > 0 {
+	problems := sum.Problems
+	if err := n.leaves.trouble.get(); err != nil {
+		problems = append(problems, err.Error())
+	}
+	if len(problems) > 0 {
+		st.Error = problems[0]
+		if more := len(problems) - 1; more > 0 {
 			st.Error += fmt.Sprintf("; and %d more", more)
 		}
 	}

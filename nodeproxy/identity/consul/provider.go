@@ -113,6 +113,7 @@ func (p *Provider) Keep(ids []spiffeid.ID) {
 	wanted := make(map[spiffeid.ID]bool, len(ids))
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	dropped := false
 	for _, id := range ids {
 		wanted[id] = true
 		if p.entries[id] == nil {
@@ -125,7 +126,11 @@ func (p *Provider) Keep(ids []spiffeid.ID) {
 			e.end()
 			delete(p.entries, id)
 			p.leaves.Forget(id)
+			dropped = true
 		}
+	}
+	if dropped {
+		p.Notify() // who keeps leaves for later forgets those, too
 	}
 }
 
