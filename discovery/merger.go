@@ -254,10 +254,17 @@ func (m *Merger) take(d delivery) bool {
 		}
 		return changed
 	}
+	v.update(d.update)
+	if err := d.update.Stale; err != nil {
+		v.state.Ready, v.state.FromDisk = true, false
+		if v.failed(now, err) {
+			m.opts.Logger.Warn("source failed in part; what cannot be read stays as it was", "source", v.state.Name, "error", err)
+		}
+		return true
+	}
 	if v.state.Err != "" {
 		m.opts.Logger.Info("source works again", "source", v.state.Name)
 	}
-	v.update(d.update)
 	v.fresh(now)
 	return true
 }

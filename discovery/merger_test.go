@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -200,6 +201,40 @@ func TestFailedSourceStaysInForce(t *testing.T) {
 		}
 		if c := mesh.Diff(s, m.Store().Load()); !c.Empty() {
 			t.Errorf("nothing changed but the state, yet %+v", c)
+		}
+	})
+}
+
+// TestStaleInPart: what could be read is new, and yet the source does not work
+// again before all of it can be.
+func TestStaleInPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScripted("consul")
+		var log strings.Builder
+		m := start(t, Options{Sources: []Source{src}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		src.send <- Update{Services: []*mesh.Service{service("web")}}
+		src.send <- Update{Err: errBackend}
+		settle()
+		since := m.Store().Load().Sources()[0].Since
+		time.Sleep(time.Minute)
+		for _, also := range []string{"db", "cache"} {
+			src.send <- Update{Services: []*mesh.Service{service("web"), service(also)}, Stale: errBackend}
+			settle()
+			s := m.Store().Load()
+			if state := s.Sources()[0]; !state.Ready || !state.Stale || state.Err != errBackend.Error() || !state.Since.Equal(since) {
+				t.Errorf("with %s: %+v, want it stale since %v", also, state, since)
+			}
+			if s.Service(name(also)) == nil {
+				t.Errorf("%s is not there", also)
+			}
+		}
+		src.send <- Update{Services: []*mesh.Service{service("web")}}
+		settle()
+		if state := m.Store().Load().Sources()[0]; state.Stale || state.Err != "" {
+			t.Errorf("recovered: %+v", state)
+		}
+		if n := strings.Count(log.String(), "source works again"); n != 1 {
+			t.Errorf("it worked again %d times: %s", n, log.String())
 		}
 	})
 }

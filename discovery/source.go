@@ -35,6 +35,9 @@ type Update struct {
 	// Warnings are oddities in the backend's data that the source could live
 	// with.
 	Warnings []string
+	// Stale says why a part of the backend cannot be read at the moment: that
+	// part is as it was, the rest is new.
+	Stale error
 	// Err says that the backend cannot be read at the moment. The other
 	// fields are ignored, and the last update without Err stays in force.
 	Err error

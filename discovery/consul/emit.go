@@ -12,20 +12,26 @@ import (
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
-// emit hands over what changed, and then what fails: a failure makes the view
-// stale, not wrong.
+// emit hands over what changed and what fails: a failure makes the view stale,
+// not wrong.
 func (r *run) emit(ctx context.Context) {
-	if r.complete() && (r.changed || r.reported != "" && len(r.failing) == 0) {
-		u := r.view()
-		r.emitted, r.changed, r.reported = true, false, ""
-		if !r.send(ctx, u) {
-			return
-		}
-		r.registrar.stale = r.registrar.stale || !r.registrar.begun
-	}
 	r.news = false
-	if err := r.failure(); err != nil && err.Error() != r.reported {
-		r.reported = err.Error()
+	err, failing := r.failure(), ""
+	if err != nil {
+		failing = err.Error()
+	}
+	same := failing == r.reported
+	switch {
+	case r.complete() && (r.changed || !same && err == nil):
+		u := r.view()
+		u.Stale = err
+		r.emitted, r.changed, r.reported = true, false, failing
+		r.last, r.source.last = nil, nil
+		if r.send(ctx, u) {
+			r.registrar.stale = r.registrar.stale || !r.registrar.begun
+		}
+	case !same && err != nil:
+		r.reported = failing
 		r.send(ctx, discovery.Update{Err: err})
 	}
 }
@@ -72,7 +78,7 @@ func (r *run) view() discovery.Update {
 			continue
 		}
 		u.Workloads = append(u.Workloads, w)
-		list, warnings := policies(n, r.trustDomain, r.to[n], r.services.byDefault, !r.heard[queryTo] || r.denied[queryTo] != "" || r.unreadable[n])
+		list, warnings := policies(n, r.trustDomain, r.to[n], r.services.byDefault, r.ignorant(n))
 		u.Policies = append(u.Policies, list...)
 		u.Warnings = append(u.Warnings, warnings...)
 	}

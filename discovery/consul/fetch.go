@@ -35,6 +35,7 @@ type targetState struct {
 	index     uint64
 	filtered  bool // the ACLs left something out of the last answer
 	tried     bool
+	answered  bool
 	users     map[*chainState]bool
 	job       job
 	stop      func() // ends its own blocking query; nil without one
@@ -277,8 +278,9 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 	}
 	r.worked(queryTargets)
 	r.lacksRows(t, meta)
-	t.index, t.filtered = meta.LastIndex, meta.ResultsFilteredByACLs
-	r.believe(t, instances)
+	first := !t.answered
+	t.index, t.filtered, t.answered = meta.LastIndex, meta.ResultsFilteredByACLs, true
+	r.believe(t, instances, first)
 	if slices.Equal(t.instances, instances) {
 		return
 	}
@@ -296,23 +298,24 @@ const uncheckedFor = 15 * time.Second
 
 // believe keeps the status that instances had before their agent was restarted:
 // it calls everything critical until the checks have run, each of them after up
-// to its interval (agent.loadChecks).
-func (r *run) believe(t *targetState, instances []instance) {
+// to its interval (agent.loadChecks). A node that was restarted as well knows it
+// from its last snapshot when it hears of a target for the first time.
+func (r *run) believe(t *targetState, instances []instance, first bool) {
 	waiting := false
 	for i := range instances {
 		in := &instances[i]
 		if !in.unchecked {
 			continue
 		}
-		before := slices.IndexFunc(t.instances, func(b instance) bool { return b.node == in.node && b.id == in.id })
-		if before < 0 || t.instances[before].status == statusCritical {
+		before := r.before(t, in, first)
+		if before == statusCritical {
 			continue
 		}
 		if t.doubtful.IsZero() {
 			t.doubtful = time.Now()
 		}
 		if time.Since(t.doubtful) < uncheckedFor {
-			in.status = t.instances[before].status
+			in.status = before
 			waiting = true
 		}
 	}
@@ -326,6 +329,17 @@ func (r *run) believe(t *targetState, instances []instance) {
 			r.fetches.target(t, sweepWait)
 		})
 	}
+}
+
+// before is the status of an instance until now; critical where it is new.
+func (r *run) before(t *targetState, in *instance, first bool) string {
+	if i := slices.IndexFunc(t.instances, func(b instance) bool { return b.node == in.node && b.id == in.id }); i >= 0 {
+		return t.instances[i].status
+	}
+	if service := (mesh.Name{Namespace: t.key.namespace, Name: t.key.service}); first && r.last.healthy(service, in, r.locals[in.fronts]) {
+		return statusPassing
+	}
+	return statusCritical
 }
 
 func (r *run) lacksRows(t *targetState, meta *api.QueryMeta) {

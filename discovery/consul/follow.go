@@ -44,7 +44,11 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 			return
 		}
 		if err != nil {
-			r.post(ctx, func() { r.failed(what, err) })
+			r.post(ctx, func() {
+				if ctx.Err() == nil {
+					r.failed(what, err)
+				}
+			})
 			rest := jittered(pause)
 			pause = min(2*pause, maxPause)
 			if refused(err) {
@@ -63,6 +67,9 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 		backwards := meta.LastIndex < latest
 		index, latest = meta.LastIndex, meta.LastIndex
 		r.post(ctx, func() {
+			if ctx.Err() != nil {
+				return // the question is another one by now
+			}
 			r.worked(what)
 			if changed {
 				take(v, meta)

@@ -5,6 +5,7 @@ package consul
 import (
 	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -56,6 +57,12 @@ func policies(n mesh.Name, td spiffeid.TrustDomain, list []intention, defaultAct
 		p.Name.Name, p.Action = "intentions unknown->"+n.Name, mesh.ActionDeny
 	}
 	return append(out, p), warnings
+}
+
+// ignorant reports whether the intentions for a local service are unknown: not
+// asked for yet, or not for this node's token.
+func (r *run) ignorant(n mesh.Name) bool {
+	return !slices.Contains(r.answered, n) || r.denied[queryTo] != "" || r.unreadable[n]
 }
 
 func (ix *intention) sourceText() string {

@@ -3,6 +3,7 @@
 package consul_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -67,4 +68,29 @@ func TestFollow(t *testing.T) {
 		_, there := rows["web-1-meshproxy"]
 		return !there
 	})
+}
+
+// TestOtherServicesComeAndGo: what is known about the intentions for a service
+// stays known while the services of the node change and all intentions are asked
+// for anew. Its open connections would be closed otherwise.
+func TestOtherServicesComeAndGo(t *testing.T) {
+	t.Parallel()
+	s := peer.Start(t, peer.Options{Dev: true, Node: "n1"})
+	s.Register(t, &api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 8080})
+	s.Intend(t, "mallory", "web", api.IntentionActionDeny)
+	f := start(t, optionsFor(t, s, ""))
+	open := func(u discovery.Update) bool {
+		return policy(u, "intention default->web") != nil && policy(u, "intention mallory->web") != nil
+	}
+	f.until("the intentions of web", func(u discovery.Update, err error) bool { return err == nil && open(u) })
+	f.stays(open)
+	for i := range 10 {
+		id := fmt.Sprintf("other-%d", i%2)
+		s.Register(t, &api.AgentServiceRegistration{ID: id, Name: id, Port: 9000 + i})
+		f.until(id, func(u discovery.Update, _ error) bool {
+			return workload(u, id) != nil && policy(u, "intention default->"+id) != nil
+		})
+		s.Deregister(t, id)
+		f.until(id+" to be gone", func(u discovery.Update, _ error) bool { return workload(u, id) == nil })
+	}
 }

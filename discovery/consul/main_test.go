@@ -87,7 +87,9 @@ func start(t *testing.T, o consul.Options) *following {
 
 func (f *following) take(u discovery.Update) {
 	f.mu.Lock()
-	if f.err = u.Err; u.Err == nil {
+	f.err = u.Err
+	if u.Err == nil {
+		f.err = u.Stale
 		if f.always != nil && f.always(f.last) && !f.always(u) {
 			f.t.Errorf("a view that is less than the one before: %s", describe(u))
 		}
@@ -147,6 +149,15 @@ func service(u discovery.Update, name string) *mesh.Service {
 	for _, s := range u.Services {
 		if s.String() == name {
 			return s
+		}
+	}
+	return nil
+}
+
+func policy(u discovery.Update, name string) *mesh.Policy {
+	for _, p := range u.Policies {
+		if p.Name.Name == name {
+			return p
 		}
 	}
 	return nil

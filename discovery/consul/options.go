@@ -57,6 +57,10 @@ type Options struct {
 	// Workload has what configuration says about all workloads: how they are
 	// captured.
 	Workload mesh.Workload
+	// Last is what the node knew when it last ran; nil: nothing. An instance
+	// that was healthy then stays so while its agent, restarted, has not
+	// checked it yet.
+	Last *mesh.BuildInput
 	// Listeners tells whose processes listen on TCP ports of this node; nil:
 	// nobody can tell, and only configuration says what a workload is.
 	Listeners func() ([]Listener, error)

@@ -133,25 +133,29 @@ func (r *run) permitted(n mesh.Name) bool {
 }
 
 // followIntentions asks for the intentions of the services that are here now:
-// one query for all of them in each direction.
+// one query for all of them in each direction. Until the answer is there, what
+// was said last about a service goes on to hold, be it a denial.
 func (r *run) followIntentions(ctx context.Context) {
 	if r.intentions != nil {
 		r.intentions()
 	}
 	for _, what := range []string{queryTo, queryFrom} {
 		delete(r.heard, what)
-		r.forget(what)
+		delete(r.failing, what)
 		r.forget(what + ofSome)
 	}
 	names := slices.Clone(r.services.names)
 	if len(names) == 0 {
-		r.to, r.from, r.intentions = nil, nil, nil
+		r.to, r.from, r.intentions, r.answered = nil, nil, nil, nil
+		r.forget(queryTo)
+		r.forget(queryFrom)
 		return
 	}
+	r.news = true
 	ctx, r.intentions = context.WithCancel(ctx)
 	r.tasks.Go(func() {
 		follow(ctx, r, queryTo, r.askIntentions(names, api.IntentionMatchDestination), func(m matches, _ *api.QueryMeta) {
-			r.to, r.unreadable = m.found, m.unreadable
+			r.to, r.unreadable, r.answered = m.found, m.unreadable, names
 			r.changed = true
 		})
 	})

@@ -40,8 +40,10 @@ type run struct {
 	fallback       mesh.Action // the ACLs' default, until the agent says more
 	to, from       map[mesh.Name][]intention
 	unreadable     map[mesh.Name]bool // services whose intentions the token may not read
+	answered       []mesh.Name        // services that to is about
 	intentions     func()             // ends the queries about them
 
+	last      remembered
 	chains    map[chainKey]*chainState
 	targets   map[targetKey]*targetState
 	fetches   fetches
@@ -67,7 +69,7 @@ func newRun(s *Source, updates chan<- discovery.Update) *run {
 		chains: make(map[chainKey]*chainState), targets: make(map[targetKey]*targetState),
 		entries: make(map[string]map[mesh.Name]configEntry),
 		heard:   make(map[string]bool), failing: make(map[string]error), denied: make(map[string]string),
-		unreadable: make(map[mesh.Name]bool),
+		unreadable: make(map[mesh.Name]bool), last: s.last,
 	}
 	r.translation = translation{
 		self: opts.Node, domain: opts.Domain, hbone: opts.HBONEPort, instances: r.instancesOf,

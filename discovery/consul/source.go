@@ -27,6 +27,9 @@ const (
 type Source struct {
 	reload chan struct{}
 
+	// last is for the first run until it is complete, and for its goroutine.
+	last remembered
+
 	mu   sync.Mutex
 	opts Options
 }
@@ -35,7 +38,10 @@ var _ discovery.Source = (*Source)(nil)
 
 // New returns a source; nothing is asked before Run.
 func New(opts Options) *Source {
-	return &Source{opts: opts.withDefaults(), reload: make(chan struct{}, 1)}
+	s := &Source{last: remember(opts.Last), reload: make(chan struct{}, 1)}
+	opts.Last = nil // what is not used of it need not stay in memory
+	s.opts = opts.withDefaults()
+	return s
 }
 
 // Name implements discovery.Source.

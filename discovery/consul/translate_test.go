@@ -437,17 +437,66 @@ func TestBelieve(t *testing.T) {
 				target.doubtful = time.Now().Add(-tc.doubtful)
 			}
 			now := []instance{tc.now}
-			r.believe(target, now)
+			r.believe(target, now, false)
 			if now[0].status != tc.want {
 				t.Errorf("it is %s, want %s", now[0].status, tc.want)
 			}
 		})
 	}
+	t.Run("after a restart of the node", testBelieveLast)
 	if in := check(statusCritical, ""); in.status != statusCritical || !in.unchecked {
 		t.Errorf("a new instance is %+v", in)
 	}
 	maintenance := &row{Checks: []struct{ Type, Status, Output string }{{"maintenance", statusCritical, ""}}}
 	if in := newInstance(maintenance); in.unchecked {
 		t.Error("maintenance is taken for a check that has not run")
+	}
+}
+
+// testBelieveLast: what the node knew before its own restart counts once.
+func testBelieveLast(t *testing.T) {
+	db := mesh.Name{Name: "db"}
+	endpoint := func(address string, port uint16, h mesh.Health) *mesh.Endpoint {
+		return &mesh.Endpoint{Address: netip.MustParseAddr(address), Ports: []uint16{port}, Workload: db.Canonical(), Health: h}
+	}
+	last := &mesh.BuildInput{Services: []*mesh.Service{
+		{Name: db, Source: Name, Endpoints: []*mesh.Endpoint{
+			endpoint("10.0.0.2", 5432, mesh.HealthHealthy), endpoint("10.0.0.3", 5432, mesh.HealthUnhealthy),
+			endpoint("10.0.0.4", 20000, mesh.HealthHealthy), endpoint("127.0.0.1", 5432, mesh.HealthHealthy),
+		}},
+		{Name: mesh.Name{Name: "file"}, Source: "static", Endpoints: []*mesh.Endpoint{endpoint("10.0.0.5", 5432, mesh.HealthHealthy)}},
+	}}
+	for _, tc := range []struct {
+		name  string
+		in    instance
+		here  *local
+		first bool
+		want  string
+	}{
+		{"over hbone", instance{address: "10.0.0.2", port: 20000, local: 5432}, nil, true, statusPassing},
+		{"over mtls", instance{address: "10.0.0.4", port: 20000}, nil, true, statusPassing},
+		{"by the WAN address", instance{address: "n4", wan: "10.0.0.4", wanPort: 20000}, nil, true, statusPassing},
+		{"of this node", instance{address: "10.0.0.9", port: 20000, fronts: "db"}, &local{address: netip.MustParseAddr("127.0.0.1"), port: 5432}, true, statusPassing},
+		{"unhealthy then", instance{address: "10.0.0.3", port: 20000, local: 5432}, nil, true, statusCritical},
+		{"new", instance{address: "10.0.0.6", port: 20000, local: 5432}, nil, true, statusCritical},
+		{"of another source", instance{address: "10.0.0.5", port: 5432}, nil, true, statusCritical},
+		{"gone for a while since", instance{address: "10.0.0.2", port: 20000, local: 5432}, nil, false, statusCritical},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := &run{ctx: t.Context(), last: remember(last)}
+			r.locals = map[string]*local{}
+			if tc.here != nil {
+				r.locals[tc.in.fronts] = tc.here
+			}
+			tc.in.status, tc.in.unchecked = statusCritical, true
+			now := []instance{tc.in}
+			r.believe(&targetState{key: targetKey{service: "db"}, again: true}, now, tc.first)
+			if now[0].status != tc.want {
+				t.Errorf("it is %s, want %s", now[0].status, tc.want)
+			}
+		})
+	}
+	if m := remember(nil); m.healthy(db, &instance{address: "10.0.0.2", port: 5432}, nil) {
+		t.Error("without a snapshot something was healthy")
 	}
 }

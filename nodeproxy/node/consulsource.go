@@ -7,6 +7,7 @@ import (
 
 	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/consulagent"
+	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
 	"github.com/meshproxy/meshproxy/sockmap/netns"
@@ -14,7 +15,7 @@ import (
 )
 
 // openConsul prepares the source consul, if there is to be one.
-func (n *Node) openConsul(c *config.Config) error {
+func (n *Node) openConsul(c *config.Config, last *mesh.BuildInput) error {
 	if !c.Sources.Consul.Enabled {
 		return nil
 	}
@@ -23,7 +24,7 @@ func (n *Node) openConsul(c *config.Config) error {
 		return err
 	}
 	o := c.ConsulOptions()
-	o.Agent, o.Listeners, o.Logger = agent, consulListeners(), n.log
+	o.Agent, o.Last, o.Listeners, o.Logger = agent, last, consulListeners(), n.log
 	n.consul = consul.New(o)
 	return nil
 }

@@ -30,7 +30,8 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 	n.cache = diskcache.New(diskcache.Options{Dir: c.StateDir, Logger: n.log})
 	n.static = static.New(n.staticOptions(c))
 	sources := []discovery.Source{n.static}
-	if err := n.openConsul(c); err != nil {
+	last := n.cache.Load()
+	if err := n.openConsul(c, last); err != nil {
 		return err
 	}
 	if n.consul != nil {
@@ -42,7 +43,7 @@ func (n *Node) startDiscovery(ctx context.Context) error {
 		Sources:     sources,
 		VirtualIPs:  virtualIPs(c),
 		Assignments: assignments{n.cache.Assignments(), n},
-		Last:        n.cache.Load(),
+		Last:        last,
 		Logger:      n.log,
 	})
 	if err != nil {

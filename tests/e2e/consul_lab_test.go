@@ -21,7 +21,6 @@ type consulLab struct {
 	agents map[string]*consul.Server
 	server *consul.Server
 	// cluster is set where there are several servers.
-	//lint:ignore U1000 The tests of outages have it.
 	cluster consul.Cluster
 	// TrustDomain is the cluster's.
 	TrustDomain string

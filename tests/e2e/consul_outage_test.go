@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build outage
-
-// The tests of long outages fail now and then (new connections are reset when
-// the agents come back) and are run by hand until that is understood:
-// go test -tags outage ./tests/e2e -run Consul
-
 package e2e
 
 import (
