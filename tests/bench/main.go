@@ -33,8 +33,10 @@ type options struct {
 	workloads int
 	upstreams int
 	quiet     time.Duration
+	length    time.Duration
 	part      string
 	peers     string
+	probes    string
 	product   string
 	out       string
 }
@@ -66,6 +68,8 @@ func parseFlags() options {
 	flag.DurationVar(&o.quiet, "quiet", 0, "window without changes among them, instead of the plan's")
 	flag.StringVar(&o.part, "part", "nodes,local", "what to measure, separated by commas: nodes, local, consul")
 	flag.StringVar(&o.peers, "peers", "", "only these, separated by commas")
+	flag.StringVar(&o.probes, "probes", "", "only these probes of a peer, separated by commas, and nothing beside them: up, down, connections. Writes no files unless -out is given")
+	flag.DurationVar(&o.length, "window", 0, "how long each probe measures, instead of the plan's")
 	flag.StringVar(&o.product, "meshproxy", "bin/meshproxy", "the binary to measure")
 	flag.StringVar(&o.out, "out", "", "directory of the repository, where the results are written (default . without -quick)")
 	flag.Parse()
@@ -89,11 +93,17 @@ func (o options) plan() plan {
 	if o.quiet > 0 {
 		p.quiet = o.quiet
 	}
+	if o.length > 0 {
+		p.window.Length = o.length
+	}
+	if o.probes != "" {
+		p.only = strings.Split(o.probes, ",")
+	}
 	return p
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if !o.quick && o.out == "" {
+	if !o.quick && o.probes == "" && o.out == "" {
 		o.out = "."
 	}
 	p := o.plan()
@@ -235,8 +245,10 @@ func (h *harness) measure(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := h.suite.finish(ctx, h); err != nil {
-		h.failures = append(h.failures, err.Error())
+	if h.plan.only == nil {
+		if err := h.suite.finish(ctx, h); err != nil {
+			h.failures = append(h.failures, err.Error())
+		}
 	}
 	return ctx.Err()
 }
@@ -270,7 +282,7 @@ func measurePeers(ctx context.Context, h *harness) error {
 	return h.each(ctx, func(c contender) (values, error) {
 		p := c.(peer)
 		v, err := measurePeer(ctx, h.site, p, h.suite.starts(p), h.plan, progress)
-		if err == nil {
+		if err == nil && h.plan.only == nil {
 			err = h.suite.beside(ctx, h, p)
 		}
 		return v, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/meshproxy/meshproxy/tests/bench/load"
@@ -23,6 +24,8 @@ type plan struct {
 	// measured, permitted upstreams, and a window without changes.
 	services, upstreams int
 	quiet               time.Duration
+	// only are the probes that are wanted; nil is all, and what is beside them.
+	only []string
 }
 
 var (
@@ -35,6 +38,11 @@ var (
 		window: load.Window{Warm: 100 * time.Millisecond, Length: 300 * time.Millisecond},
 	}
 )
+
+// wanted are the probes of a group that are to run.
+func (p plan) wanted(group []probe) []probe {
+	return slices.DeleteFunc(slices.Clone(group), func(pr probe) bool { return p.only != nil && !slices.Contains(p.only, pr.name) })
+}
 
 // values are figures by name.
 type values map[string]float64
@@ -63,7 +71,10 @@ var (
 func measurePeer(ctx context.Context, s *site, p peer, starts [][]probe, plan plan, log func(string, ...any)) (values, error) {
 	all := values{}
 	for _, group := range starts {
-		shuffled := append([]probe(nil), group...)
+		shuffled := plan.wanted(group)
+		if len(shuffled) == 0 {
+			continue
+		}
 		rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
 		got, err := measureStart(ctx, s, p, shuffled, plan, log)
 		maps.Copy(all, got)
