@@ -3,7 +3,9 @@
 package identity
 
 import (
+	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -17,6 +19,9 @@ import (
 // immutable.
 type Bundle struct {
 	domains map[spiffeid.TrustDomain]*x509bundle.Bundle
+	// sum is the same for bundles of the same roots.
+	sum    [sha256.Size]byte
+	proofs proofs
 }
 
 var _ x509bundle.Source = (*Bundle)(nil)
@@ -27,6 +32,13 @@ func NewBundle(roots map[spiffeid.TrustDomain][]*x509.Certificate) *Bundle {
 	for td, certs := range roots {
 		b.domains[td] = x509bundle.FromX509Authorities(td, certs)
 	}
+	h := sha256.New()
+	for _, td := range b.TrustDomains() {
+		own := slices.SortedFunc(slices.Values(b.Roots(td)), func(x, y *x509.Certificate) int { return bytes.Compare(x.Raw, y.Raw) })
+		sum := digest(own)
+		fmt.Fprintf(h, "%s\x00%s", td.Name(), sum[:])
+	}
+	h.Sum(b.sum[:0])
 	return b
 }
 

@@ -27,13 +27,19 @@ func Verify(chain []*x509.Certificate, bundle *Bundle, now time.Time) (spiffeid.
 	if err := checkLimits(chain); err != nil {
 		return spiffeid.ID{}, &PeerError{Kind: ErrUntrusted, Err: err}
 	}
+	sum := digest(chain)
+	if id, ok := bundle.proofs.find(sum, now); ok {
+		return id, nil
+	}
 	id, err := leafID(chain[0])
 	if err != nil {
 		return spiffeid.ID{}, &PeerError{Kind: ErrUntrusted, Err: err}
 	}
-	if _, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(now)); err != nil {
+	_, ways, err := x509svid.Verify(chain, bundle, x509svid.WithTime(now))
+	if err != nil {
 		return spiffeid.ID{}, peerError(id, err, now)
 	}
+	bundle.proofs.keep(sum, id, ways[0])
 	return id, nil
 }
 

@@ -24,14 +24,24 @@ import (
 var lineTLS = identity.Options{Protocols: []string{}, MinVersion: tls.VersionTLS12}
 
 // lineIdentity makes the TLS configurations of lines that this node opens.
-type lineIdentity struct{ provider identity.Provider }
+type lineIdentity struct{ *identity.Sessions[tunnel.Key] }
+
+func newLineIdentity(p identity.Provider) lineIdentity {
+	return lineIdentity{identity.NewSessions[tunnel.Key](p, lineTLS)}
+}
 
 // ClientConfig implements tunnel.ClientIdentity.
-func (c lineIdentity) ClientConfig(_ context.Context, key *tunnel.Key) (*tls.Config, error) {
-	config := identity.ClientConfig(c.provider, key.Source, key.Destinations.All(), key.ServerName, lineTLS)
+func (c lineIdentity) ClientConfig(ctx context.Context, key *tunnel.Key) (*tls.Config, error) {
+	config, err := c.Config(ctx, *key, key.Source, key.Destinations.All(), key.ServerName)
+	if err != nil {
+		return nil, identityReason(err)
+	}
 	explainVerification(config)
 	return config, nil
 }
+
+// Forget implements tunnel.ForgetfulIdentity.
+func (c lineIdentity) Forget(key *tunnel.Key) { c.Sessions.Forget(*key) }
 
 // lineServer takes lines for the workloads here: on a port for all of them, told
 // apart by SNI, and on ports of their own.
@@ -40,7 +50,8 @@ type lineServer struct {
 	node *Node
 	at   netip.AddrPort // of the common port; invalid when it is off
 	// common is the listener on it until accept.
-	common *net.TCPListener
+	common  *net.TCPListener
+	tickets *identity.Tickets
 
 	mu      sync.Mutex
 	configs map[uint16]*tls.Config // by port
@@ -50,14 +61,14 @@ type lineServer struct {
 
 func (n *Node) startLines(ctx context.Context) error {
 	s := &lineServer{
-		node: n, at: n.settingsFile().Listeners.InboundMTLS,
+		node: n, tickets: identity.NewTickets(n.provider, lineTLS), at: n.settingsFile().Listeners.InboundMTLS,
 		configs: make(map[uint16]*tls.Config), own: make(map[uint16]func()), failed: make(map[uint16]string),
 	}
 	seats := make([]tunnel.Seat, len(n.loops))
 	for i, w := range n.loops {
 		seats[i] = tunnel.Seat{Carrier: w.carrier, Lines: w.relays.GatedLines(w.gate)}
 	}
-	config := &tls.Config{GetConfigForClient: s.configFor, MinVersion: tls.VersionTLS12}
+	config := &tls.Config{GetConfigForClient: s.configFor, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true}
 	s.Server = tunnel.NewServer(tunnel.ServerOptions{
 		Config: configFunc(config), Seats: seats, Logger: n.log,
 		Sockets: tunnelSockets, Handshake: shakeHands, Observe: n.observeHandshake,
@@ -118,11 +129,12 @@ func (s *lineServer) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) 
 		return nil, fmt.Errorf("find port of line: local address is %T", hello.Conn.LocalAddr())
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if config := s.configs[uint16(at.Port)]; config != nil {
-		return config, nil
+	config := s.configs[uint16(at.Port)]
+	s.mu.Unlock()
+	if config == nil {
+		return nil, fmt.Errorf("find port of line: nobody takes any at %d", at.Port)
 	}
-	return nil, fmt.Errorf("find port of line: nobody takes any at %d", at.Port)
+	return s.tickets.For(hello, config)
 }
 
 // follow opens the ports that workloads have for themselves, and closes those

@@ -63,6 +63,7 @@ func leaveProcessors(loops int) {
 func (n *Node) startLoops(context.Context) error {
 	// Those of lines are apart: there are many more of them.
 	handshakes, lineHandshakes := tunnel.NewSemaphore(128), tunnel.NewSemaphore(256)
+	lineSessions := newLineIdentity(n.provider)
 	count := loopCount()
 	leaveProcessors(count)
 	for i := range count {
@@ -85,7 +86,7 @@ func (n *Node) startLoops(context.Context) error {
 			MaxConns: maxTunnels,
 		})
 		w.lines = tunnel.NewLines(w.carrier, tunnel.PoolOptions{
-			Identity: lineIdentity{n.provider}, Control: n.capture.Control, Handshake: shakeHands,
+			Identity: lineSessions, Control: n.capture.Control, Handshake: shakeHands,
 			Handshakes: lineHandshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
 		})
 		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log, Admit: n.pressure.admit, Lines: w.lines})

@@ -22,6 +22,13 @@ type ClientIdentity interface {
 	ClientConfig(ctx context.Context, key *Key) (*tls.Config, error)
 }
 
+// ForgetfulIdentity is a ClientIdentity that keeps sessions to resume.
+type ForgetfulIdentity interface {
+	// Forget drops that of key: a handshake has failed. It is called on
+	// goroutines.
+	Forget(key *Key)
+}
+
 // Handshake tells what one cost, and how it ended.
 type Handshake struct {
 	Client   bool
@@ -155,6 +162,9 @@ func (o *PoolOptions) connect(ctx context.Context, key Key, by transport) (s *se
 	defer cancel()
 	s, err = o.Handshake.client(ctx, nc, config, by)
 	if err != nil {
+		if f, ok := o.Identity.(ForgetfulIdentity); ok {
+			f.Forget(&key)
+		}
 		return nil, fmt.Errorf("tunnel to %s: %w", key.Addr, err)
 	}
 	s.peer.ServerName = key.ServerName

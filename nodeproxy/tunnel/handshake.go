@@ -24,14 +24,17 @@ type transport struct {
 	// alpn is the only protocol that is negotiated; empty negotiates none, and
 	// takes what the peer offers as no promise.
 	alpn string
+	// resumes leaves it to the configurations whether sessions are resumed. That
+	// pays where a connection carries a single stream.
+	resumes bool
 }
 
 var (
 	// hbone: TLS 1.3 and exactly "h2", as ztunnel has it.
-	hbone = transport{tls.VersionTLS13, "h2"}
+	hbone = transport{version: tls.VersionTLS13, alpn: "h2"}
 	// mtls: Consul's sidecars stop at TLS 1.2 as clients unless they are told
 	// otherwise, and the SDK offers "h2" for plain TCP.
-	mtls = transport{tls.VersionTLS12, ""}
+	mtls = transport{version: tls.VersionTLS12, resumes: true}
 )
 
 // aeads are the cipher suites of TLS 1.2; those of TLS 1.3 are no choice.
@@ -86,8 +89,7 @@ func (f HandshakeFunc) server(ctx context.Context, nc net.Conn, config *tls.Conf
 	})
 }
 
-// of makes config one for the transport. Session resumption would carry an
-// identity beyond the life of its leaf. Small records at the start of a burst
+// of makes config one for the transport. Small records at the start of a burst
 // (dynamic record sizing) are for browsers; here every DATA frame is laid out
 // to fill a record.
 func (by transport) of(config *tls.Config) *tls.Config {
@@ -98,8 +100,10 @@ func (by transport) of(config *tls.Config) *tls.Config {
 	if by.alpn != "" {
 		c.NextProtos = []string{by.alpn}
 	}
-	c.SessionTicketsDisabled = true
-	c.ClientSessionCache = nil
+	if !by.resumes {
+		c.SessionTicketsDisabled = true
+		c.ClientSessionCache = nil
+	}
 	c.DynamicRecordSizingDisabled = true
 	return c
 }
@@ -181,7 +185,8 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 // leaf remembers the certificate that this end showed, which crypto/tls does
-// not tell.
+// not tell. A handshake that resumes shows none and asks for none: it counts as
+// the only one that the configuration has.
 type leaf struct{ cert *x509.Certificate }
 
 // watch makes a config of one connection report its certificate.
