@@ -162,3 +162,16 @@ int splice(struct sk_msg_md *msg)
 	}
 	return SK_PASS;
 }
+
+/*
+ * Has what comes by TCP queued where redirected data is. Without it a read gives
+ * what was redirected, and what came by TCP behind that only to the next read;
+ * who waits for an edge after a short read, as epoll(7) allows, would wait for
+ * ever when the sender waits too. The kernel runs it for every segment, under
+ * the receiver's lock, and goes on counting it against the receiver's window.
+ */
+SEC("sk_skb/stream_verdict")
+int queue(void *skb __attribute__((unused)))
+{
+	return SK_PASS;
+}

@@ -44,6 +44,7 @@ const (
 	SpliceMapUnits            = "units"
 	SpliceMapUsers            = "users"
 	SpliceMapWorkloads        = "workloads"
+	SpliceProgQueue           = "queue"
 	SpliceProgSplice          = "splice"
 	SpliceVarHaveDirect       = "have_direct"
 	SpliceVarHaveMptcp        = "have_mptcp"
@@ -94,6 +95,7 @@ type SpliceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SpliceProgramSpecs struct {
+	Queue  *ebpf.ProgramSpec `ebpf:"queue"`
 	Splice *ebpf.ProgramSpec `ebpf:"splice"`
 }
 
@@ -240,11 +242,13 @@ type SpliceVariables struct {
 //
 // It can be passed to LoadSpliceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SplicePrograms struct {
+	Queue  *ebpf.Program `ebpf:"queue"`
 	Splice *ebpf.Program `ebpf:"splice"`
 }
 
 func (p *SplicePrograms) Close() error {
 	return _SpliceClose(
+		p.Queue,
 		p.Splice,
 	)
 }

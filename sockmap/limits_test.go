@@ -3,7 +3,6 @@
 package sockmap
 
 import (
-	"bytes"
 	"errors"
 	"strconv"
 	"testing"
@@ -164,7 +163,8 @@ func TestZeroCopy(t *testing.T) {
 }
 
 // TestSpliceSyscall: splice(2) finds nothing on a spliced socket, read(2) does;
-// with the switch of its workload it is as ever.
+// with the switch of its workload, new connections are as ever. One that is
+// spliced already has its data elsewhere, TCP's too.
 func TestSpliceSyscall(t *testing.T) {
 	w := newSplicing(t)
 	var pipe [2]int
@@ -193,61 +193,16 @@ func TestSpliceSyscall(t *testing.T) {
 	s := w.directState(Allow)
 	s.Workloads[1].Unspliced = true
 	w.apply(s)
-	for _, p := range []*pair{p, w.pair(virtual4, direct4)} {
-		if n, err := splice(p); n != int64(len(message)) || err != nil {
-			t.Errorf("spliced %d, %v", n, err)
-		}
-		if err := patiently.expect(pipe[0], message); err != nil {
-			t.Error(err)
-		}
+	if n, err := splice(p); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("spliced %d, %v: does this kernel know better?", n, err)
 	}
-}
-
-// TestShortRead: where a sender has turned to TCP, a read gives what was
-// redirected, however much more is there. Who takes a short read for the end of
-// what there is, with edge-triggered epoll (epoll(7) says that it may), does not
-// hear of the rest before more comes; who reads until EAGAIN has everything.
-func TestShortRead(t *testing.T) {
-	w := newSplicing(t)
-	p := w.pair(virtual4, direct4)
-	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
+	if err := patiently.expect(p.server, message); err != nil {
+		t.Error(err)
 	}
-	defer unix.Close(ep)
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET&0xffffffff, Fd: int32(p.server)}
-	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, p.server, &ev); err != nil {
-		t.Fatal(err)
+	if n, err := splice(w.pair(virtual4, direct4)); n != int64(len(message)) || err != nil {
+		t.Errorf("spliced %d, %v", n, err)
 	}
-	redirected, byTCP := randomBytes(1, 3000), randomBytes(2, 2000)
-	if err := patiently.write(p.client, redirected); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.PauseSplicing("to turn to TCP"); err != nil {
-		t.Fatal(err)
-	}
-	if err := patiently.write(p.client, byTCP); err != nil {
-		t.Fatal(err)
-	}
-	w.eventually("TCP has delivered", func() bool {
-		info, err := unix.GetsockoptTCPInfo(p.server, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Bytes_received == uint64(len(byTCP))
-	})
-	events := make([]unix.EpollEvent, 1)
-	if n, err := unix.EpollWait(ep, events, -1); n != 1 || err != nil {
-		t.Fatalf("%d events, %v", n, err)
-	}
-	buf := make([]byte, 64<<10)
-	if n, err := unix.Read(p.server, buf); err != nil || !bytes.Equal(buf[:max(n, 0)], redirected) {
-		t.Errorf("read %d bytes, %v: does this kernel know better?", n, err)
-	}
-	if n, err := unix.EpollWait(ep, events, 0); n != 0 || err != nil {
-		t.Errorf("%d events after a short read, %v: does this kernel know better?", n, err)
-	}
-	if err := patiently.expect(p.server, byTCP); err != nil {
+	if err := patiently.expect(pipe[0], message); err != nil {
 		t.Error(err)
 	}
 }
@@ -258,7 +213,7 @@ func TestShortRead(t *testing.T) {
 // the next of them.
 func TestStallHeals(t *testing.T) {
 	w := newSplicing(t)
-	for _, size := range []int{4 << 10, 20_000, 64 << 10, 200_000} {
+	for _, size := range []int{64, 600, 4 << 10, 20_000, 64 << 10, 200_000} {
 		t.Run(strconv.Itoa(size), func(t *testing.T) { stall(t, w, size) })
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,8 +41,9 @@ type patient time.Duration
 // SocketFunc makes a TCP socket of a family.
 type SocketFunc func(family int) (fd int, err error)
 
-// TestSplice tests whether splicing keeps the order of the bytes, holds back
-// a sender, and closes one direction at a time; it turns splicing on if all of
+// TestSplice tests whether splicing keeps the order of the bytes, gives a reader
+// all that there is, holds back a sender, and closes one direction at a time; it
+// turns splicing on if all of
 // it does for IPv4 and IPv6. socket makes the sockets, in the namespace of the
 // calling process and by a process below the capture's cgroup; nil means
 // this process.
@@ -105,6 +107,12 @@ func (c *Capture) testFamily(socket SocketFunc, at netip.AddrPort) (accepted int
 	}
 	if s, err := c.spliceOf(p.client); err != nil || s.Messages == 0 || s.Fallback != 0 {
 		return 0, errors.New("the connection was not spliced: this process is not below the capture's cgroup, or the kernel refused")
+	}
+	if err := p.mix(); err != nil {
+		return 0, fmt.Errorf("turning to TCP: %w", err)
+	}
+	if s, err := c.spliceOf(p.client); err != nil || s.Fallback != 0 {
+		return 0, errors.New("turning back from TCP: the kernel counts what was redirected as TCP's")
 	}
 	if accepted, err = p.flood(); err != nil {
 		return accepted, fmt.Errorf("backpressure: %w", err)
@@ -251,6 +259,66 @@ func (p *testPair) converse() error {
 		}
 	}
 	return nil
+}
+
+// mix has data by TCP follow redirected data, and looks whether one read gets
+// both: a reader may take less than it asked for to be all that there is, and
+// wait. Then it redirects again, which the programs do only if the receiver's
+// copied_seq tells what was read of TCP's data; before 2026 (6.19, and some
+// stable kernels) it ran ahead, by what was redirected.
+func (p *testPair) mix() error {
+	redirected, byTCP := []byte("redirected, "), []byte("by TCP")
+	if err := patience.write(p.client, redirected); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	before, err := received(p.server)
+	if err != nil {
+		return err
+	}
+	// To a socket that may block nothing is redirected.
+	err = errors.Join(unix.SetNonblock(p.server, false), patience.write(p.client, byTCP), unix.SetNonblock(p.server, true))
+	if err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	if err := patience.delivered(p.server, before+uint64(len(byTCP))); err != nil {
+		return err
+	}
+	got := make([]byte, 64)
+	n, err := unix.Read(p.server, got)
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	if want := append(redirected, byTCP...); !bytes.Equal(got[:n], want) {
+		return fmt.Errorf("a read gives %q of %q", got[:n], want)
+	}
+	again := []byte("redirected again")
+	if err := patience.write(p.client, again); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return patience.expect(p.server, again)
+}
+
+// received is how much TCP has ever delivered to a socket.
+func received(fd int) (uint64, error) {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, fmt.Errorf("read TCP's state: %w", err)
+	}
+	return info.Bytes_received, nil
+}
+
+// delivered waits until TCP has delivered so much; over loopback that has mostly
+// happened when the sender's write(2) returns.
+func (limit patient) delivered(fd int, want uint64) error {
+	for deadline := time.Now().Add(time.Duration(limit)); ; runtime.Gosched() {
+		n, err := received(fd)
+		if err != nil || n >= want {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return unix.ETIMEDOUT
+		}
+	}
 }
 
 // expect reads exactly message.

@@ -29,9 +29,9 @@ type SpliceState struct {
 	Test SelfTest
 }
 
-// openSplice loads the sk_msg program onto the map of spliced sockets, where
-// it stays with the map. A kernel that does not take it can't splice. What an
-// earlier process turned on stays on until the self-test says otherwise.
+// openSplice loads the programs of splice.c onto the map of spliced sockets,
+// where they stay with the map. A kernel that does not take them can't splice.
+// What an earlier process turned on stays on until the self-test says otherwise.
 func (c *Capture) openSplice() {
 	c.splicing = SpliceState{Reason: "not tested yet"}
 	if !c.opts.features.direct {
@@ -62,16 +62,25 @@ func (c *Capture) attachSplice() error {
 	}
 	var objs struct {
 		Splice *ebpf.Program `ebpf:"splice"`
+		Queue  *ebpf.Program `ebpf:"queue"`
 	}
 	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
-		return fmt.Errorf("load splice program: %w", err)
+		return fmt.Errorf("load splice programs: %w", err)
 	}
 	defer objs.Splice.Close()
-	err = link.RawAttachProgram(link.RawAttachProgramOptions{
-		Target: c.kernel.maps[bpf.CaptureMapSpliced].FD(), Program: objs.Splice, Attach: ebpf.AttachSkMsgVerdict,
-	})
-	if err != nil {
-		return fmt.Errorf("attach splice program: %w", err)
+	defer objs.Queue.Close()
+	// A socket has the programs that the map had when it was inserted: nothing
+	// may be redirected to one that has no queue program.
+	for _, p := range []struct {
+		program *ebpf.Program
+		attach  ebpf.AttachType
+	}{{objs.Queue, ebpf.AttachSkSKBStreamVerdict}, {objs.Splice, ebpf.AttachSkMsgVerdict}} {
+		err := link.RawAttachProgram(link.RawAttachProgramOptions{
+			Target: c.kernel.maps[bpf.CaptureMapSpliced].FD(), Program: p.program, Attach: p.attach,
+		})
+		if err != nil {
+			return fmt.Errorf("attach splice program: %w", err)
+		}
 	}
 	return nil
 }

@@ -4,6 +4,8 @@ package probe
 
 import (
 	"fmt"
+	"runtime"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -22,6 +24,7 @@ func spliceChecks() []check {
 		{name: "kfunc bpf_rdonly_cast", minKernel: "6.2", consequence: stayTCP, look: func() (string, error) { return kfunc("bpf_rdonly_cast") }},
 		{name: "kfunc bpf_cast_to_kern_ctx", minKernel: "6.2", consequence: stayTCP, look: func() (string, error) { return kfunc("bpf_cast_to_kern_ctx") }},
 		{name: "receiver's charge in sk_msg", minKernel: "6.13", consequence: stayTCP, look: receiverCharge},
+		{name: "one queue of sk_msg and TCP", minKernel: "6.19", consequence: stayTCP, look: oneQueue},
 	}
 }
 
@@ -70,8 +73,74 @@ func receiverCharge() (string, error) {
 	return fmt.Sprintf("%d bytes are charged with %d", size, charge), nil
 }
 
+// oneQueue redirects a message and has another one follow it by TCP, and looks
+// whether one read gets both, and whether the kernel then knows that nothing is
+// left: it counted what was redirected as TCP's until January 2026 (6.19 and
+// some stable kernels).
+func oneQueue() (string, error) {
+	client, server, err := tcpPair()
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(client)
+	defer unix.Close(server)
+	sockets, err := redirecting(client, server)
+	if err != nil {
+		return "", err
+	}
+	defer sockets.Close()
+	const size = 1000
+	if _, err := unix.Write(client, make([]byte, size)); err != nil {
+		return "", fmt.Errorf("send: %w", err)
+	}
+	if err := sockets.Delete(uint32(sender)); err != nil {
+		return "", fmt.Errorf("take socket from map: %w", err)
+	}
+	if _, err := unix.Write(client, make([]byte, size)); err != nil {
+		return "", fmt.Errorf("send: %w", err)
+	}
+	if err := awaitBytes(server, size); err != nil {
+		return "", err
+	}
+	n, err := unix.Read(server, make([]byte, 4*size))
+	if err != nil {
+		return "", fmt.Errorf("read: %w", err)
+	}
+	if n != 2*size {
+		return "", absent(fmt.Sprintf("a read gives %d of %d bytes", n, 2*size))
+	}
+	left, err := unix.IoctlGetInt(server, unix.TIOCINQ)
+	if err != nil {
+		return "", fmt.Errorf("ask what is left: %w", err)
+	}
+	if left != 0 {
+		return "", absent(fmt.Sprintf("%d bytes are left of nothing", left))
+	}
+	return "", nil
+}
+
+// awaitBytes waits until TCP has delivered so much, which over loopback it has
+// mostly done when the sender's write(2) returns.
+func awaitBytes(fd int, want uint64) error {
+	for deadline := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return fmt.Errorf("read TCP's state: %w", err)
+		}
+		if info.Bytes_received >= want {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("wait for %d bytes: %w", want, unix.ETIMEDOUT)
+		}
+	}
+}
+
+// The keys of redirecting's map.
+const sender, receiver = 0, 1
+
 // redirecting has what the first socket sends go straight to the second, for as
-// long as the map is open.
+// long as the map is open, and what comes to them by TCP into the same queue.
 func redirecting(from, to int) (_ *ebpf.Map, err error) {
 	sockets, err := ebpf.NewMap(&ebpf.MapSpec{Name: probeName, Type: ebpf.SockMap, KeySize: 4, ValueSize: 4, MaxEntries: 2})
 	if err != nil {
@@ -82,31 +151,42 @@ func redirecting(from, to int) (_ *ebpf.Map, err error) {
 			sockets.Close()
 		}
 	}()
-	const receiver, ingress = 1, 1 // the key, and BPF_F_INGRESS
-	prog, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
-		Name: probeName, Type: ebpf.SkMsg, AttachType: ebpf.AttachSkMsgVerdict, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMapPtr(asm.R2, sockets.FD()),
-			asm.Mov.Imm(asm.R3, receiver),
-			asm.Mov.Imm(asm.R4, ingress),
-			asm.FnMsgRedirectMap.Call(),
-			asm.Return(),
-		},
-	}, ebpf.ProgramOptions{LogDisabled: true})
+	const ingress, pass = 1, 1 // BPF_F_INGRESS, SK_PASS
+	err = attachTo(sockets, ebpf.SkSKB, ebpf.AttachSkSKBStreamVerdict, asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()})
 	if err != nil {
-		return nil, fmt.Errorf("load program: %w", err)
+		return nil, err
 	}
-	defer prog.Close()
-	err = link.RawAttachProgram(link.RawAttachProgramOptions{Target: sockets.FD(), Program: prog, Attach: ebpf.AttachSkMsgVerdict})
+	err = attachTo(sockets, ebpf.SkMsg, ebpf.AttachSkMsgVerdict, asm.Instructions{
+		asm.LoadMapPtr(asm.R2, sockets.FD()),
+		asm.Mov.Imm(asm.R3, receiver),
+		asm.Mov.Imm(asm.R4, ingress),
+		asm.FnMsgRedirectMap.Call(),
+		asm.Return(),
+	})
 	if err != nil {
-		return nil, fmt.Errorf("attach program: %w", err)
+		return nil, err
 	}
-	for key, fd := range []int{from, to} {
-		if err := sockets.Put(uint32(key), uint32(fd)); err != nil {
+	for key, fd := range map[uint32]int{sender: from, receiver: to} {
+		if err := sockets.Put(key, uint32(fd)); err != nil {
 			return nil, fmt.Errorf("put socket into map: %w", err)
 		}
 	}
 	return sockets, nil
+}
+
+func attachTo(sockets *ebpf.Map, kind ebpf.ProgramType, at ebpf.AttachType, what asm.Instructions) error {
+	prog, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
+		Name: probeName, Type: kind, AttachType: at, License: "Dual BSD/GPL", Instructions: what,
+	}, ebpf.ProgramOptions{LogDisabled: true})
+	if err != nil {
+		return fmt.Errorf("load program: %w", err)
+	}
+	defer prog.Close()
+	err = link.RawAttachProgram(link.RawAttachProgramOptions{Target: sockets.FD(), Program: prog, Attach: at})
+	if err != nil {
+		return fmt.Errorf("attach program: %w", err)
+	}
+	return nil
 }
 
 // tcpPair connects two sockets over loopback.
