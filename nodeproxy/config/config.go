@@ -229,15 +229,16 @@ func (c *Config) Origin(key string) string {
 	if o := c.origins[key]; o != "" {
 		return o
 	}
-	return originDefault
+	return OriginDefault
 }
 
-const originDefault = "default"
+// OriginDefault is the origin of what nobody set.
+const OriginDefault = "default"
 
 // place is where a problem with a key is looked for: the file, if nothing set
 // it.
 func (c *Config) place(key string) string {
-	if o := c.Origin(key); o != originDefault {
+	if o := c.Origin(key); o != OriginDefault {
 		return o
 	}
 	if c.File == "" {

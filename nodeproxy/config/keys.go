@@ -217,7 +217,7 @@ var table = []key{
 		func(c *Config) value { return text(&c.Identity.Embedded.Dir, "a path", nil) },
 	},
 	{
-		"identity.embedded.leafTTL", "24h", "Lifetime of leaves; they are renewed when half of it is over.", true,
+		"identity.embedded.leafTTL", "24h", "Lifetime of leaves; they are renewed when half of it is over. At most what the CA was made with, which counts where this is not set.", true,
 		func(c *Config) value { return duration(&c.Identity.Embedded.LeafTTL, time.Minute, 90*day) },
 	},
 	{

@@ -83,7 +83,7 @@ func defaults() layer {
 	for i := range table {
 		row := &table[i]
 		if row.standard != "" && row.standard != HostName {
-			l[row.name] = split(row, row.standard, originDefault)
+			l[row.name] = split(row, row.standard, OriginDefault)
 		}
 	}
 	return l
@@ -168,10 +168,10 @@ func (c *Config) complete() error {
 		}
 		c.Node.Name = name
 	}
-	if c.Identity.Provider == ProviderConsul && c.Origin("node.trustDomain") == originDefault {
+	if c.Identity.Provider == ProviderConsul && c.Origin("node.trustDomain") == OriginDefault {
 		c.Node.TrustDomain = spiffeid.TrustDomain{} // Consul's has a UUID of its own
 	}
-	if c.Sources.Consul.Enabled && c.Origin("listeners.inboundMTLS") == originDefault {
+	if c.Sources.Consul.Enabled && c.Origin("listeners.inboundMTLS") == OriginDefault {
 		c.Listeners.InboundMTLS = netip.AddrPortFrom(netip.IPv6Unspecified(), consul.DefaultInboundPort)
 	}
 	if c.Identity.Embedded.Dir == "" {

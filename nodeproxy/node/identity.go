@@ -66,9 +66,11 @@ func CADir(c *config.Config) string {
 func openProvider(c *config.Config, n *Node) (provider, error) {
 	switch c.Identity.Provider {
 	case config.ProviderEmbedded:
-		p, err := embedded.Open(embedded.Options{
-			Dir: CADir(c), LeafTTL: c.Identity.Embedded.LeafTTL, Logger: n.log,
-		})
+		o := embedded.Options{Dir: CADir(c), Logger: n.log}
+		if c.Origin("identity.embedded.leafTTL") != config.OriginDefault {
+			o.LeafTTL = c.Identity.Embedded.LeafTTL // else the CA has a say, too
+		}
+		p, err := embedded.Open(o)
 		if err != nil {
 			return nil, err
 		}

@@ -162,12 +162,12 @@ func TestConsulIdentities(t *testing.T) {
 	l.undisturbed(stays, 0)
 }
 
-// rotated waits until both nodes know the roots and a has other leaves.
+// rotated waits until all nodes know the roots and a has other leaves.
 func (l *consulLab) rotated(before map[string]string, roots int) {
 	l.Helper()
 	err := testnet.Until(l.longer(2*patience), func() error {
-		for _, host := range []string{"a", "b"} {
-			ca, err := l.nodes[host].Admin.CA(context.Background())
+		for host, n := range l.nodes {
+			ca, err := n.Admin.CA(context.Background())
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/identity/embedded"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/peers/credentials"
 	"github.com/meshproxy/meshproxy/tests/workload"
@@ -67,26 +70,47 @@ func TestWithdrawnRoot(t *testing.T) {
 }
 
 // TestExpiredGrace: connections end as long after their leaf as the
-// configuration says.
+// configuration says, in tunnels and as lines of their own.
 func TestExpiredGrace(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, faultMesh, "a", "b")
-	a, b := l.net.Host("a"), l.net.Host("b")
-	short := meshnode.Options{Env: []string{
-		"MESHPROXY_IDENTITY_EMBEDDED_LEAF_TTL=1m", "MESHPROXY_IDENTITY_EXPIRED_GRACE=1s",
-	}}
-	l.startAs("a", short)
-	l.startAs("b", short)
-	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
-	open := l.hold(a, "client", "far:80", 3)
-	began := time.Now()
-	if _, err := open.Stdout().WaitString(l.longer(3*time.Minute), `"`+workload.HeldEnded+`"`); err != nil {
-		t.Fatal(err)
+	for _, tc := range []struct {
+		name, mesh, from, cgroup, to, server, at, port string
+	}{
+		{"hbone", faultMesh, "a", "client", "b", "far", "10.77.0.2:8080", "far:80"},
+		{"mtls", lineMesh, "b", "front", "a", "web", "10.77.0.1:7001", "web:80"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, tc.mesh, "a", "b")
+			l.shortLeaves()
+			for _, host := range []string{"a", "b"} {
+				l.startAs(host, meshnode.Options{
+					Extra: "listeners: {inboundMTLS: 20000}\n", Env: []string{"MESHPROXY_IDENTITY_EXPIRED_GRACE=1s"},
+				})
+			}
+			l.serve(l.net.Host(tc.to), tc.server, "-name", tc.server, "-tcp", tc.at)
+			began := time.Now() // no leaf is older
+			open := l.hold(l.net.Host(tc.from), tc.cgroup, tc.port, 3)
+			if _, err := open.Stdout().WaitString(l.longer(3*time.Minute), `"`+workload.HeldEnded+`"`); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took < shortLeaf {
+				t.Errorf("connections ended after %v, before their leaf", took)
+			}
+			l.awaitHeld(open, workload.HeldEnded, 3)
+			l.works(l.net.Host(tc.from), tc.cgroup, tc.port)
+		})
 	}
-	// The leaf was not yet older than half its life when it was used.
-	if took := time.Since(began); took < 20*time.Second {
-		t.Errorf("connections ended after %v", took)
-	}
-	l.awaitHeld(open, workload.HeldEnded, 3)
-	l.works(a, "client", "far:80")
+}
+
+// shortLeaf is how long leaves live after shortLeaves.
+const shortLeaf = 20 * time.Second
+
+// shortLeaves makes a CA whose leaves live for less than a configuration may
+// say; they are renewed when half of it is over.
+func (l *lab) shortLeaves() {
+	l.Helper()
+	l.caDir += "-short"
+	_, err := embedded.Init(l.caDir, spiffeid.RequireTrustDomainFromString(meshnode.TrustDomain), embedded.InitOptions{MaxLeafTTL: shortLeaf})
+	must(l.T, err)
 }

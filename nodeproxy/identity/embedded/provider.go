@@ -35,8 +35,9 @@ const (
 // Options are for a provider; zero fields are the defaults.
 type Options struct {
 	Dir string
-	// LeafTTL is the lifetime of leaves, DefaultLeafTTL by default and at
-	// most what the CA was made with. Leaves are renewed at half of it.
+	// LeafTTL is the lifetime of leaves: at most what the CA was made with, and
+	// that, or DefaultLeafTTL if it is less, by default. Leaves are renewed at
+	// half of it.
 	LeafTTL time.Duration
 	// Backdate sets NotBefore into the past, for peers whose clocks are
 	// late; 1 minute by default, none if negative.
@@ -76,7 +77,6 @@ var _ identity.Provider = (*Provider)(nil)
 // Open reads the CA. Leaves are issued from then on; Run renews them.
 func Open(opts Options) (*Provider, error) {
 	opts.Clock = clockOr(opts.Clock)
-	opts.LeafTTL = durationOr(opts.LeafTTL, DefaultLeafTTL)
 	opts.Backdate = max(0, durationOr(opts.Backdate, time.Minute))
 	opts.Poll = durationOr(opts.Poll, 30*time.Second)
 	if opts.Logger == nil {
@@ -93,7 +93,8 @@ func Open(opts Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opts.LeafTTL > s.maxLeafTTL {
+	p.opts.LeafTTL = durationOr(opts.LeafTTL, min(DefaultLeafTTL, s.maxLeafTTL))
+	if p.opts.LeafTTL > s.maxLeafTTL {
 		return nil, fmt.Errorf("leaf lifetime is %v, the CA in %s allows at most %v", opts.LeafTTL, opts.Dir, s.maxLeafTTL)
 	}
 	p.state.Store(s)

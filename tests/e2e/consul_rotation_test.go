@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
+	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/testnet"
+)
+
+// rotatingLeaves begin a minute before they are issued: they can be used for a
+// minute and a half, of which agents take the first half minute at least before
+// they renew them.
+const rotatingLeaves = 150 * time.Second
+
+// TestConsulRotation: between two nodes every connection is a mutual TLS
+// connection of its own. The CA gets new roots, leaves are renewed, and those that
+// the open connections were made with expire; neither a connection that is made
+// meanwhile nor one that is open fails.
+func TestConsulRotation(t *testing.T) {
+	t.Parallel()
+	l := newConsulLab(t)
+	l.server.ShortLeaves(t, rotatingLeaves)
+	l.fronted("a", "web", 7001, "api")
+	l.fronted("b", "api", 7002, "web")
+	load := &load{lab: l.lab, calls: map[string]*testnet.Process{}}
+	l.linesOf(load, "a", "web", 9001)
+	l.linesOf(load, "b", "api", 9001)
+	for host := range l.nodes {
+		for path, some := range map[string]bool{"mtls": true, "hbone": false} {
+			list, err := l.nodes[host].Admin.Connections(l.ctx(), api.ConnectionFilter{Path: path})
+			must(t, err)
+			if (len(list.Connections) > 0) != some {
+				t.Errorf("%d connections of %s take %s", len(list.Connections), host, path)
+			}
+		}
+	}
+	l.rotateUnder(load)
+}
+
+// TestConsulRotationWithEnvoy is the same with an Envoy sidecar at the other end.
+func TestConsulRotationWithEnvoy(t *testing.T) {
+	t.Parallel()
+	l := newConsulLab(t)
+	l.server.ShortLeaves(t, rotatingLeaves)
+	l.fronted("a", "web", 7001, "legacy")
+	b := l.net.Host("b")
+	l.serve(b, "legacy", "-name", "legacy", "-tcp", "10.77.0.2:8001")
+	l.sidecar("b", "legacy", 8001, envoyPublic, upstream("web", 9001))
+	load := &load{lab: l.lab, calls: map[string]*testnet.Process{}}
+	l.linesOf(load, "a", "web", 9001)
+	l.linesOf(load, "b", "legacy", 9001)
+	l.rotateUnder(load)
+}
+
+// fronted is a service of a host with an upstream at 127.0.0.1:9001, and a node
+// whose row doesn't say that it takes hbone.
+func (l *consulLab) fronted(host, service string, port int, upstream string) {
+	l.Helper()
+	h := l.net.Host(host)
+	l.register(host, service, port)
+	l.front(host, service, port, nil)
+	l.serve(h, service, "-name", service, "-tcp", fmt.Sprintf("%s:%d", h.Addr4(), port))
+	o := meshnode.Options{
+		NoTrustDomain: true, NoMeshFile: true,
+		// For longer than the test takes, open connections outlive their leaves.
+		Identity: "identity: {provider: consul, expiredGrace: 1h}\n",
+		Extra: fmt.Sprintf(`sources:
+  consul:
+    enabled: true
+    register: false
+    services:
+      - name: %s
+        match: [{cgroup: %q}]
+        upstreams: [{listen: "127.0.0.1:9001", service: %s}]
+`, service, l.Cgroup(host, service), upstream),
+	}
+	l.startAs(host, o)
+}
+
+// linesOf makes new connections all the time, uses some, and leaves others alone.
+func (l *consulLab) linesOf(load *load, host, service string, port uint16) {
+	l.Helper()
+	h, at := l.net.Host(host), l.loopback(port).String()
+	l.eventually("a first connection of "+service, func() error {
+		if d := l.dial(h, service, "-address", at, "-send", "hello"); !d.OK {
+			return fmt.Errorf("%s at %s", d.Error, d.Stage)
+		}
+		return nil
+	})
+	load.calls["new of "+service] = l.call(h, service, "-tcp", at, "-fresh", "-rate", "20", "-workers", "2", "-timeout", "20s")
+	load.calls["used of "+service] = l.call(h, service, "-tcp", at, "-rate", "10", "-workers", "4", "-timeout", "20s")
+	load.held = append(load.held, l.hold(h, service, at, 10))
+}
+
+// rotateUnder changes the CA's root twice, and waits until the leaves are over
+// that were in use when the load began.
+func (l *consulLab) rotateUnder(load *load) {
+	l.Helper()
+	load.goOn()
+	since, last := load.marks(), l.lastLeaf()
+	for roots := 2; roots <= 3; roots++ {
+		before := l.serials("a")
+		l.server.RotateCA(l)
+		l.rotated(before, roots)
+		load.goOn()
+	}
+	l.eventually("the first leaves are over", func() error {
+		if left := time.Until(last.Add(time.Second)); left > 0 {
+			return fmt.Errorf("they are valid for %v", left)
+		}
+		return nil
+	})
+	load.goOn()
+	load.unharmed(since, patientWait)
+	for _, p := range load.held {
+		must(l.T, p.Kill())
+	}
+}
+
+// lastLeaf is when the last of the nodes' leaves expires.
+func (l *consulLab) lastLeaf() (last time.Time) {
+	l.Helper()
+	for _, n := range l.nodes {
+		ca, err := n.Admin.CA(l.ctx())
+		must(l.T, err)
+		for _, leaf := range ca.Leaves {
+			if leaf.NotAfter.After(last) {
+				last = leaf.NotAfter
+			}
+		}
+	}
+	if last.IsZero() {
+		l.Fatal("there are no leaves")
+	}
+	return last
+}
