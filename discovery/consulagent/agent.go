@@ -20,6 +20,8 @@ const dialTimeout = 5 * time.Second
 type Agent struct {
 	*api.Client
 	address   string
+	base      string // of URLs
+	http      *http.Client
 	transport *http.Transport
 }
 
@@ -56,15 +58,16 @@ func New(s Settings, connections int) (*Agent, error) {
 	if _, err := token.current(); err != nil {
 		return nil, err
 	}
+	do := &http.Client{Transport: token}
 	client, err := api.NewClient(&api.Config{
 		Address: e.host, Scheme: e.scheme,
 		Datacenter: s.Datacenter, Namespace: s.Namespace, Partition: s.Partition,
-		HttpClient: &http.Client{Transport: token},
+		HttpClient: do,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reach Consul: %w", err)
 	}
-	return &Agent{Client: client, address: s.Address, transport: t}, nil
+	return &Agent{Client: client, address: s.Address, base: e.scheme + "://" + e.host, http: do, transport: t}, nil
 }
 
 // Address is where the agent is, for people.
