@@ -14,3 +14,6 @@
 const volatile struct event event_layout;
 const volatile struct closed_event closed_event_layout;
 const volatile struct splice splice_layout;
+const volatile struct hop_end hop_end_layout;
+const volatile struct hop_query hop_query_layout;
+const volatile enum hop_sender hop_sender_layout;

@@ -240,6 +240,59 @@ type CaptureFlowKey struct {
 	Local  CaptureAddress
 }
 
+type CaptureHop struct {
+	_        structs.HostLayout
+	Sockets  [2]uint64
+	Workload uint32
+	Own      uint32
+	Leaving  uint32
+	Wanted   uint32
+}
+
+type CaptureHopEnd struct {
+	_           structs.HostLayout
+	Peer        CaptureSpliceKey
+	To          uint64
+	Messages    uint64
+	Fallback    CaptureFallback
+	ByTcp       uint32
+	Generation  uint32
+	Leaves      uint32
+	Workload    uint32
+	SwitchedOff uint8
+	Leaving     uint8
+	Own         uint8
+	Proxy       uint8
+}
+
+type CaptureHopQuery struct {
+	_           structs.HostLayout
+	Client      uint64
+	Application uint32
+	Leave       uint32
+	Found       uint32
+	Wanted      uint32
+	Unread      uint32
+	Pending     uint32
+}
+
+type CaptureHopSender uint32
+
+const (
+	CaptureHopSenderHOP_APPLICATION CaptureHopSender = 0
+	CaptureHopSenderHOP_PROXY       CaptureHopSender = 1
+	CaptureHopSenderHOP_SENDERS     CaptureHopSender = 2
+)
+
+type CaptureHopTraffic struct {
+	_          structs.HostLayout
+	Spliced    uint64
+	Left       uint64
+	Messages   uint64
+	Redirected uint64
+	Fallbacks  [9]uint64
+}
+
 type CaptureLocal struct {
 	_        structs.HostLayout
 	Netns    uint64
@@ -275,6 +328,12 @@ type CaptureNode struct {
 	Levels           [32]uint8
 	Splicing         CaptureSplicing
 	SpliceGeneration uint32
+	Hopping          CaptureSplicing
+	HopLeaves        uint32
+	HopsWanted       uint32
+	HopsMixed        uint32
+	HopsEver         uint32
+	_                [4]byte
 }
 
 type CaptureOutcome uint32
@@ -481,6 +540,10 @@ const (
 	CaptureMapEnrolling         = "enrolling"
 	CaptureMapEvents            = "events"
 	CaptureMapFlows             = "flows"
+	CaptureMapHopEnds           = "hop_ends"
+	CaptureMapHopTraffic        = "hop_traffic"
+	CaptureMapHopping           = "hopping"
+	CaptureMapHops              = "hops"
 	CaptureMapInboundListeners  = "inbound_listeners"
 	CaptureMapLocals            = "locals"
 	CaptureMapNames             = "names"
@@ -520,6 +583,9 @@ const (
 	CaptureVarHavePid           = "have_pid"
 	CaptureVarHaveProbeRead     = "have_probe_read"
 	CaptureVarHaveSetRetval     = "have_set_retval"
+	CaptureVarHopEndLayout      = "hop_end_layout"
+	CaptureVarHopQueryLayout    = "hop_query_layout"
+	CaptureVarHopSenderLayout   = "hop_sender_layout"
 	CaptureVarRootLength        = "root_length"
 	CaptureVarSpliceLayout      = "splice_layout"
 )
@@ -595,6 +661,10 @@ type CaptureMapSpecs struct {
 	Enrolling        *ebpf.MapSpec `ebpf:"enrolling"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
+	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
+	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
@@ -627,6 +697,9 @@ type CaptureVariableSpecs struct {
 	HavePid           *ebpf.VariableSpec `ebpf:"have_pid"`
 	HaveProbeRead     *ebpf.VariableSpec `ebpf:"have_probe_read"`
 	HaveSetRetval     *ebpf.VariableSpec `ebpf:"have_set_retval"`
+	HopEndLayout      *ebpf.VariableSpec `ebpf:"hop_end_layout"`
+	HopQueryLayout    *ebpf.VariableSpec `ebpf:"hop_query_layout"`
+	HopSenderLayout   *ebpf.VariableSpec `ebpf:"hop_sender_layout"`
 	RootLength        *ebpf.VariableSpec `ebpf:"root_length"`
 	SpliceLayout      *ebpf.VariableSpec `ebpf:"splice_layout"`
 }
@@ -661,6 +734,10 @@ type CaptureMaps struct {
 	Enrolling        *ebpf.Map `ebpf:"enrolling"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
+	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
+	Hopping          *ebpf.Map `ebpf:"hopping"`
+	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
 	Names            *ebpf.Map `ebpf:"names"`
@@ -694,6 +771,10 @@ func (m *CaptureMaps) Close() error {
 		m.Enrolling,
 		m.Events,
 		m.Flows,
+		m.HopEnds,
+		m.HopTraffic,
+		m.Hopping,
+		m.Hops,
 		m.InboundListeners,
 		m.Locals,
 		m.Names,
@@ -727,6 +808,9 @@ type CaptureVariables struct {
 	HavePid           *ebpf.Variable `ebpf:"have_pid"`
 	HaveProbeRead     *ebpf.Variable `ebpf:"have_probe_read"`
 	HaveSetRetval     *ebpf.Variable `ebpf:"have_set_retval"`
+	HopEndLayout      *ebpf.Variable `ebpf:"hop_end_layout"`
+	HopQueryLayout    *ebpf.Variable `ebpf:"hop_query_layout"`
+	HopSenderLayout   *ebpf.Variable `ebpf:"hop_sender_layout"`
 	RootLength        *ebpf.Variable `ebpf:"root_length"`
 	SpliceLayout      *ebpf.Variable `ebpf:"splice_layout"`
 }

@@ -11,6 +11,7 @@
  * Also learns which ports workloads listen on.
  */
 #include "meshproxy.h"
+#include "hops.c"
 
 /* bpf_get_netns_cookie is there for sockops only since 5.15. */
 INLINE __u64 netns_cookie(struct tcp_sock *tcp)
@@ -250,6 +251,21 @@ INLINE int may_splice(const struct splice *end)
 	return n && n->splicing >= (end->own ? SPLICING_TEST : SPLICING_ON);
 }
 
+INLINE void connected_to_proxy(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct socket *s)
+{
+	struct address remote = {};
+	struct port *p;
+
+	if (s->flags & SOCKET_CAPTURED) {
+		captured_hop(ctx, sk, tcp, s);
+	} else if (s->flags & SOCKET_SOURCE && may_hop(0)) {
+		remote_address(ctx, &remote);
+		p = find_port(netns_cookie(tcp), &remote);
+		if (p && p->workload)
+			dialled_hop(ctx, sk, tcp, p);
+	}
+}
+
 /* A workload's connection to another workload of this node. This end is the
  * first to be established, and the other one follows it into the map or out. */
 INLINE void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
@@ -260,8 +276,12 @@ INLINE void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	struct direct *d;
 	__u32 why;
 
-	if (!tcp || !s || !(s->flags & SOCKET_DIRECT))
+	if (!tcp || !s)
 		return;
+	if (!(s->flags & SOCKET_DIRECT)) {
+		connected_to_proxy(ctx, sk, tcp, s);
+		return;
+	}
 	end.peer.client = bpf_get_socket_cookie(ctx);
 	end.peer.side = SIDE_SERVER;
 	end.workload = s->workload;
@@ -340,6 +360,7 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
 	struct flow *f;
 
 	settle_end(sk, before);
+	end_hop(sk);
 	if (!s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN | SOCKET_DIRECT)))
 		return;
 	if (!client_key(ctx, sk, &key))
@@ -357,6 +378,27 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
 		f->closed_at = bpf_ktime_get_ns();
 }
 
+/* The proxy is about to get a workload's connection; it takes the flow. */
+INLINE void captured(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct node *n = this_node();
+	struct flow_key key = {};
+	struct tcp_sock *tcp;
+	struct flow *f;
+
+	if (!n || !n->hopping || n->outbound_port != ctx->local_port)
+		return;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return;
+	key.netns = netns_cookie(tcp);
+	remote_address(ctx, &key.client);
+	local_address(ctx, &key.local);
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f && f->flags & FLOW_CAPTURED)
+		accepted_hop(ctx, sk, tcp, f->cookie, 1);
+}
+
 /* A workload's server is about to get a connection that the proxy made, or a
  * workload of this node. */
 INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
@@ -366,8 +408,10 @@ INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	struct socket *s;
 	struct flow *f;
 
-	if (!filter_port(ctx->local_port))
+	if (!filter_port(ctx->local_port)) {
+		captured(ctx, sk);
 		return;
+	}
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
 		return;
@@ -377,8 +421,12 @@ INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || !(f->flags & (FLOW_OWN | FLOW_DIRECT)))
 		return;
-	if (f->flags & FLOW_DIRECT)
+	if (f->flags & FLOW_DIRECT) {
 		accepting(ctx, sk, tcp, f);
+	} else {
+		watch_server(ctx);
+		accepted_hop(ctx, sk, tcp, f->cookie, 0);
+	}
 	if (f->flags & FLOW_NAMED) {
 		s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (s) {

@@ -259,6 +259,14 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+struct list_head {
+	struct list_head *next;
+} CO_RE;
+
+struct sk_psock {
+	struct list_head ingress_msg;
+} CO_RE;
+
 struct file {
 	unsigned int f_flags;
 } CO_RE;
@@ -275,6 +283,7 @@ struct sock {
 		atomic_t rmem_alloc;
 	} sk_backlog;
 	int sk_rcvbuf;
+	void *sk_user_data;
 	struct socket___kernel *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
 } CO_RE;

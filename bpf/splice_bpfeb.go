@@ -25,6 +25,10 @@ const (
 	SpliceMapDirects          = "directs"
 	SpliceMapEvents           = "events"
 	SpliceMapFlows            = "flows"
+	SpliceMapHopEnds          = "hop_ends"
+	SpliceMapHopTraffic       = "hop_traffic"
+	SpliceMapHopping          = "hopping"
+	SpliceMapHops             = "hops"
 	SpliceMapInboundListeners = "inbound_listeners"
 	SpliceMapLocals           = "locals"
 	SpliceMapNames            = "names"
@@ -112,6 +116,10 @@ type SpliceMapSpecs struct {
 	Directs          *ebpf.MapSpec `ebpf:"directs"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
+	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
+	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
 	Names            *ebpf.MapSpec `ebpf:"names"`
@@ -173,6 +181,10 @@ type SpliceMaps struct {
 	Directs          *ebpf.Map `ebpf:"directs"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
+	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
+	Hopping          *ebpf.Map `ebpf:"hopping"`
+	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
 	Names            *ebpf.Map `ebpf:"names"`
@@ -205,6 +217,10 @@ func (m *SpliceMaps) Close() error {
 		m.Directs,
 		m.Events,
 		m.Flows,
+		m.HopEnds,
+		m.HopTraffic,
+		m.Hopping,
+		m.Hops,
 		m.InboundListeners,
 		m.Locals,
 		m.Names,

@@ -50,6 +50,13 @@ struct node {
 	/* Counts changes of the workloads' switches, so that a message need not
 	 * look them up. */
 	__u32 splice_generation;
+	enum splicing hopping; /* the same of hops between application and proxy */
+	__u32 hop_leaves;      /* counts hops that leave the map, as splice_generation does */
+	/* Counts what the proxy has to look into: a hop that should leave, and an
+	 * application that went from redirecting to TCP with something unread. */
+	__u32 hops_wanted;
+	__u32 hops_mixed;
+	__u32 hops_ever; /* there may be some */
 };
 
 enum workload_flags {
@@ -186,6 +193,54 @@ struct splice {
 	__u32 service;
 	__u32 endpoint; /* workload */
 	__u32 own;      /* the self-test's */
+};
+
+/* A connection between an application and the proxy that is spliced, by the
+ * cookie of the client's socket, which is the application's or the proxy's. */
+struct hop {
+	__u64 sockets[2]; /* as in struct direct */
+	__u32 workload;   /* the application's */
+	__u32 own;        /* the self-test's */
+	__u32 leaving;    /* nothing is redirected any more */
+	__u32 wanted;     /* that it leaves */
+};
+
+/* An end of one. */
+struct hop_end {
+	struct splice_key peer;
+	__u64 to; /* the other end's socket, once it is known */
+	__u64 messages; /* redirected */
+	enum fallback fallback; /* why the last message went by TCP */
+	__u32 by_tcp;     /* some did, and the other end may not have read all */
+	__u32 generation; /* of the workloads' switches, and of hops that leave */
+	__u32 leaves;
+	__u32 workload;
+	__u8 switched_off; /* as of these generations */
+	__u8 leaving;
+	__u8 own;
+	__u8 proxy; /* this end is the proxy's */
+};
+
+enum hop_sender { HOP_APPLICATION = 0, HOP_PROXY = 1, HOP_SENDERS };
+
+/* By who sends; connections by who dialled. */
+struct hop_traffic {
+	__u64 spliced;
+	__u64 left;
+	__u64 messages;
+	__u64 redirected; /* bytes */
+	__u64 fallbacks[FALLBACKS]; /* of ends */
+};
+
+/* What user space asks about a hop, and is told. */
+struct hop_query {
+	__u64 client; /* cookie */
+	enum side application; /* which end is the application's */
+	__u32 leave; /* nothing is to be redirected from now on */
+	__u32 found;
+	__u32 wanted; /* it should leave */
+	__u32 unread; /* by the application, of what was redirected to it */
+	__u32 pending; /* for the proxy: unread, or still to come */
 };
 
 struct traffic_key {

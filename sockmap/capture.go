@@ -48,9 +48,13 @@ type Capture struct {
 	declared       map[bpf.CapturePortKey]uint32 // of the last Apply
 	namespaces     map[uint64]*namespace
 	splicing       SpliceState
+	hopsPaused     string // why, for hops; SpliceState.Paused is for the rest
 	delayed        []func() error // until the programs are in force
 	yielded        bool
 	kept           []io.Closer // links of what was yielded
+
+	// hops asks and tells about hops; nil while there are none.
+	hops atomic.Pointer[ebpf.Program]
 
 	// marker, if set, marks sockets in the state of the process that took over.
 	marker atomic.Pointer[Marker]
@@ -75,6 +79,7 @@ func Open(opts Options) (_ *Capture, err error) {
 		opts:       opts,
 		log:        opts.Logger,
 		namespaces: make(map[uint64]*namespace),
+		hopsPaused: "not asked for",
 		events:     make(chan Event, 256),
 	}
 	defer func() {
@@ -220,6 +225,9 @@ func (c *Capture) Close() error {
 func (c *Capture) release() {
 	for _, n := range c.namespaces {
 		n.close()
+	}
+	if control := c.hops.Swap(nil); control != nil {
+		control.Close()
 	}
 	for _, k := range c.kept {
 		k.Close()

@@ -16,7 +16,7 @@ import (
 // layout is the version of the maps' types and meanings. State of another
 // layout is replaced: its links get the new programs one by one, so that there
 // is no moment without capture, and its maps are built anew.
-const layout = 2
+const layout = 3
 
 // place is where the state of one instance is pinned:
 //

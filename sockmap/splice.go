@@ -25,6 +25,10 @@ type SpliceState struct {
 	Loaded bool
 	// Reason is why it is not on.
 	Reason string
+	// Hops says that connections between applications and the proxy are spliced,
+	// HopsReason why not.
+	Hops       bool
+	HopsReason string
 	// Test is what the self-test measured.
 	Test SelfTest
 }
@@ -36,15 +40,24 @@ func (c *Capture) openSplice() {
 	c.splicing = SpliceState{Reason: "not tested yet"}
 	if !c.opts.features.direct {
 		c.node.Splicing = bpf.CaptureSplicingSPLICING_OFF
+		c.node.Hopping = bpf.CaptureSplicingSPLICING_OFF
 		c.splicing.Reason = "this kernel's verifier does not take the direct way"
 		return
 	}
 	if err := c.attachSplice(); err != nil {
 		c.node.Splicing = bpf.CaptureSplicingSPLICING_OFF
+		c.node.Hopping = bpf.CaptureSplicingSPLICING_OFF
 		c.splicing.Reason = err.Error()
 		return
 	}
 	c.splicing.Loaded = true
+	if err := c.openHops(); err != nil {
+		c.node.Hopping = bpf.CaptureSplicingSPLICING_OFF
+		c.splicing.HopsReason = err.Error()
+	} else if c.hopsPaused != "" {
+		c.splicing.HopsReason = c.hopsPaused
+	}
+	c.splicing.Hops = c.node.Hopping == bpf.CaptureSplicingSPLICING_ON
 	c.splicing.On = c.node.Splicing == bpf.CaptureSplicingSPLICING_ON
 }
 
@@ -53,18 +66,11 @@ func (c *Capture) attachSplice() error {
 	if err != nil {
 		return fmt.Errorf("read splice program: %w", err)
 	}
-	replacements := make(map[string]*ebpf.Map)
-	for name, ms := range spec.Maps {
-		if m := c.kernel.maps[name]; m != nil {
-			ms.MaxEntries = m.MaxEntries()
-			replacements[name] = m
-		}
-	}
 	var objs struct {
 		Splice *ebpf.Program `ebpf:"splice"`
 		Queue  *ebpf.Program `ebpf:"queue"`
 	}
-	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
+	if err := spec.LoadAndAssign(&objs, c.sharedMaps(spec)); err != nil {
 		return fmt.Errorf("load splice programs: %w", err)
 	}
 	defer objs.Splice.Close()
@@ -114,6 +120,7 @@ func (c *Capture) setSplicing() {
 		s.Reason = "self-test: " + s.Test.Error
 	}
 	c.node.Splicing = mode
+	c.setHops()
 }
 
 // switched says whether a workload's splicing is about to be turned on or off.

@@ -100,6 +100,8 @@ type Stats struct {
 	DirectsFull uint64
 	// Traffic is what went between workloads of this node without the proxy.
 	Traffic []Traffic
+	// FromApplications and FromProxy are what went over spliced hops.
+	FromApplications, FromProxy HopTraffic
 	// Splice says whether connections are spliced.
 	Splice SpliceState
 	// Flows are on record now: connections between connect and accept.
@@ -161,6 +163,9 @@ func (c *Capture) Stats() (Stats, error) {
 		s.DirectsFull += cpu.DirectsFull
 	}
 	if s.Traffic, err = c.traffic(); err != nil {
+		return Stats{}, err
+	}
+	if s.FromApplications, s.FromProxy, err = c.hopTraffic(); err != nil {
 		return Stats{}, err
 	}
 	s.Splice = c.splicing

@@ -22,6 +22,7 @@ type Config struct {
 	Cgroup       Cgroup
 	BPF          BPF
 	Splicing     Splicing
+	SpliceHops   Splicing
 	StateDir     string
 	RunDir       string
 	NetNSHelper  string

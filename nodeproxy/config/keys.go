@@ -97,6 +97,10 @@ var table = []key{
 		func(c *Config) value { return enum(&c.Splicing, SplicingOff, SplicingAuto) },
 	},
 	{
+		"spliceHops", string(SplicingOff), "auto: connections between the applications of this node and the proxy are spliced in the kernel as well, under the same test. off: they are ordinary TCP over loopback.", false,
+		func(c *Config) value { return enum(&c.SpliceHops, SplicingOff, SplicingAuto) },
+	},
+	{
 		"stateDir", "/var/lib/meshproxy", "What outlives a restart: the embedded CA, the last snapshot, the virtual IPs.", true,
 		func(c *Config) value { return absolute(&c.StateDir, "an absolute path") },
 	},

@@ -102,6 +102,7 @@ func (m *admission) dialled(reg loop.Registration, seen loop.Events, err error) 
 	r := &relay{
 		reg: reg, stream: m.stream, via: m.via, state: inbound | heard(seen), queue: m.early,
 		sess: m.route.Session, limit: m.route.Limit, idle: m.set.idle(&m.route),
+		hop: m.set.hopOf(&m.target, reg),
 	}
 	if m.end {
 		r.state |= gotEnd

@@ -89,7 +89,7 @@ func (m *arrival) dialled(reg loop.Registration, seen loop.Events, err error) {
 	m.route.Session.Connected(m.line.Peer())
 	m.set.connect(&wire{
 		reg: reg, line: m.line, state: inbound | heard(seen),
-		sess: m.route.Session, limit: m.route.Limit, idle: m.set.idle(&m.route),
+		sess: m.route.Session, limit: m.route.Limit, idle: m.set.idle(&m.route), hop: m.set.hopOf(&m.target, reg),
 	})
 }
 

@@ -28,7 +28,7 @@ func (g *gather) add(r *relay, p []byte) {
 	}
 	if g.relay != r || len(g.pieces) == maxVec {
 		g.write()
-		if r.is(dead) || r.is(blocked) { // the writev just now may have found out
+		if r.is(dead) || r.is(blocked) || r.hop.blocks() { // the writev just now may have found out
 			r.Data(r.stream, p)
 			return
 		}

@@ -154,7 +154,7 @@ func (o *opening) Secured(l *tunnel.Line) {
 	o.route.Session.Connected(l.Peer())
 	o.set.connect(&wire{
 		reg: o.reg, line: l, state: heard(o.seen),
-		sess: o.route.Session, limit: o.route.Limit, idle: o.set.idle(&o.route),
+		sess: o.route.Session, limit: o.route.Limit, idle: o.set.idle(&o.route), hop: o.set.hopTo(o.route.Hop),
 	})
 }
 
@@ -182,7 +182,7 @@ func (o *opening) Response(s *h2.Stream, status int, _ []hpack.HeaderField) {
 	o.set.establish(&relay{
 		reg: o.reg, stream: s, via: o.via,
 		sess: o.route.Session, limit: o.route.Limit, idle: o.set.idle(&o.route),
-		state: heard(o.seen),
+		state: heard(o.seen), hop: o.set.hopTo(o.route.Hop),
 	})
 }
 
@@ -214,7 +214,9 @@ func (o *opening) dialled(reg loop.Registration, seen loop.Events, err error) {
 	}
 	o.leave()
 	o.route.Session.Connected(nil)
-	o.set.join(&o.route, o.reg, heard(o.seen), reg, heard(seen))
+	p := o.set.join(&o.route, o.reg, heard(o.seen), reg, heard(seen))
+	p.ends[source].hop, p.ends[destination].hop = o.set.hopTo(o.route.Hop), o.set.hopOf(&o.target, reg)
+	p.start()
 }
 
 // Ready implements loop.Handler. A client that has finished sending may still

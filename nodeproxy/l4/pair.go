@@ -29,7 +29,8 @@ type end struct {
 	pair  *pair
 	reg   loop.Registration
 	queue *queue // from the other end, not yet taken by this socket
-	state state  // readable, unsure, resuming, blocked, gotEnd (it sent FIN), shut (it was sent FIN)
+	hop   *hop
+	state state // readable, unsure, resuming, blocked, gotEnd (it sent FIN), shut (it was sent FIN)
 }
 
 const (
@@ -38,13 +39,22 @@ const (
 )
 
 // join makes a pair of two connected sockets.
-func (s *Relays) join(r *Route, src loop.Registration, srcState state, dst loop.Registration, dstState state) {
+func (s *Relays) join(r *Route, src loop.Registration, srcState state, dst loop.Registration, dstState state) *pair {
 	p := &pair{set: s, sess: r.Session, limit: r.Limit, idle: s.idle(r), active: s.now}
 	enlist(&s.members, p)
 	p.ends[source] = end{pair: p, reg: src, state: srcState}
 	p.ends[destination] = end{pair: p, reg: dst, state: dstState}
+	return p
+}
+
+func (p *pair) start() {
 	for i := range p.ends {
-		p.ends[i].reg.SetHandler(&p.ends[i])
+		e := &p.ends[i]
+		if e.hop != nil {
+			e.state |= unsure // of what came before there was a pair
+			e.hop.leave()     // nothing was written yet: it needs not wait
+		}
+		e.reg.SetHandler(e)
 	}
 	p.ends[source].pull()
 	if !p.dead {
@@ -71,6 +81,9 @@ func (e *end) Ready(ev loop.Events) {
 		e.drain()
 	}
 	if ev.Has(loop.Input) && !e.pair.dead {
+		if e.hop.mayBeMixed(e.state) {
+			e.state |= unsure
+		}
 		e.state |= readable
 		if ev.Has(loop.PeerClosed | loop.Hangup | loop.Failed) {
 			e.state |= unsure
@@ -210,6 +223,7 @@ func (e *end) Abort(err error) { e.pair.kill(ended(err)) }
 func (p *pair) close(why reason.Reason, detail string) {
 	p.dead = true
 	for i := range p.ends {
+		p.ends[i].hop.forget()
 		p.ends[i].reg.Close()
 		p.ends[i].queue.release()
 		p.ends[i].queue = nil

@@ -26,6 +26,7 @@ type relay struct {
 	sess   Session
 	limit  *Limit
 	queue  *queue // payload that the socket did not take; nil without any
+	hop    *hop
 
 	idle   uint32 // in ticks, 0 for ever
 	active uint32 // when something moved last
@@ -64,6 +65,10 @@ func heard(ev loop.Events) (s state) {
 // establish turns a connection whose both ends stand into a relay.
 func (s *Relays) establish(r *relay) {
 	r.set, r.active = s, s.now
+	if r.hop != nil {
+		r.hop.resume = r.resumeWriting
+		r.state |= unsure // of what came before there was a relay
+	}
 	enlist(&s.members, r)
 	r.reg.SetHandler(r)
 	r.stream.SetSink(r)
@@ -83,6 +88,9 @@ func (r *relay) Ready(ev loop.Events) {
 		r.drain()
 	}
 	if ev.Has(loop.Input) && !r.is(dead) {
+		if r.hop.mayBeMixed(r.state) {
+			r.state |= unsure
+		}
 		r.state |= readable
 		if ev.Has(loop.PeerClosed | loop.Hangup | loop.Failed) {
 			r.state |= unsure
@@ -100,7 +108,7 @@ func (r *relay) Resume() {
 	if r.is(dead) {
 		return
 	}
-	if (r.queue != nil || r.is(gotEnd)) && !r.is(blocked|shut) {
+	if (r.queue != nil || r.is(gotEnd)) && !r.is(blocked|shut) && !r.hop.blocks() {
 		r.drain() // what came before the relay stood
 	}
 	if !r.is(dead) {
@@ -146,6 +154,7 @@ func (r *relay) pull() {
 		r.finish()
 	default:
 		r.count(n, r.is(inbound))
+		r.hop.moved(n)
 		if n == room || r.is(unsure) {
 			r.again()
 		} else {
@@ -180,7 +189,7 @@ func (r *relay) Data(s *h2.Stream, p []byte) {
 	switch {
 	case r.is(dead | shut):
 		s.Consumed(len(p))
-	case r.queue != nil || r.is(blocked):
+	case r.queue != nil || r.is(blocked) || r.hop.blocks():
 		r.enqueue(p)
 	default:
 		r.set.gather.add(r, p)
@@ -195,7 +204,7 @@ func (r *relay) write(v []unix.Iovec, n int) {
 	defer r.set.loop.Contain(r) // the tunnel is in the middle of others' data
 	done, e := loop.Writev(r.reg.FD(), v)
 	switch {
-	case e == unix.EAGAIN:
+	case e == unix.EAGAIN || r.hop.refuses(e):
 		done = 0
 	case e != 0:
 		r.appFailed(fmt.Errorf("write: %w", e))
@@ -219,11 +228,25 @@ func (r *relay) write(v []unix.Iovec, n int) {
 		}
 		done = 0
 	}
+	if r.hop != nil && e != unix.EAGAIN {
+		r.state &^= blocked // nobody will say that the rest finds room
+		r.drain()
+	}
 }
 
 func (r *relay) moved(n int) {
 	r.stream.Consumed(n)
 	r.count(n, !r.is(inbound))
+	r.hop.wrote()
+	r.hop.moved(n)
+}
+
+// resumeWriting is called when the application has read what it was given
+// directly.
+func (r *relay) resumeWriting() {
+	if !r.is(dead | blocked) {
+		r.drain()
+	}
 }
 
 func (r *relay) enqueue(p []byte) bool {
@@ -239,6 +262,9 @@ func (r *relay) enqueue(p []byte) bool {
 
 // drain writes the queue.
 func (r *relay) drain() {
+	if r.hop.blocks() {
+		return
+	}
 	if r.queue != nil {
 		n, e := r.queue.writeTo(r.reg.FD(), r.set.vec)
 		if n > 0 {
@@ -247,6 +273,9 @@ func (r *relay) drain() {
 		switch {
 		case e == unix.EAGAIN:
 			r.state |= blocked
+			return
+		case r.hop.refuses(e):
+			r.again()
 			return
 		case e != 0:
 			r.appFailed(fmt.Errorf("write: %w", e))
@@ -268,7 +297,7 @@ func (r *relay) End(*h2.Stream) {
 // finish passes the stream's end on when all before it is, and closes when both
 // directions are done.
 func (r *relay) finish() {
-	if r.is(dead) || r.queue != nil || r.is(blocked) {
+	if r.is(dead) || r.queue != nil || r.is(blocked) || r.hop.blocks() {
 		return
 	}
 	if r.is(gotEnd) && !r.is(shut) {
@@ -338,6 +367,7 @@ func streamReason(via tunnel.Tunnel, err h2.StreamError) (reason.Reason, string)
 func (r *relay) close(why reason.Reason, detail string) {
 	r.state |= dead
 	r.set.gather.forget(r)
+	r.hop.forget()
 	r.reg.Close()
 	r.queue.release()
 	r.queue = nil

@@ -44,6 +44,8 @@ type Options struct {
 	IdleTimeout time.Duration
 	// Lines opens TLS connections for one stream each; nil when there are none.
 	Lines *tunnel.Lines
+	// Hops, if not nil, are in the kernel.
+	Hops Hops
 	// Admit, if not nil, is asked whether the node has the means for one more
 	// connection; its error refuses it.
 	Admit func() error
@@ -70,6 +72,10 @@ type Relays struct {
 	slots  [][]byte     // for Stream.Reserve
 	vec    []unix.Iovec // for readv and writev
 	gather gather
+
+	hopsWanted, hopsMixed uint32
+	mixedAt               time.Duration // the turn that isMixed is about
+	isMixed               bool
 }
 
 // member is a connection that the sweep looks at.

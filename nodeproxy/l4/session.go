@@ -43,6 +43,8 @@ type Target struct {
 	Socket SocketFunc
 	// Timeout bounds this one attempt; 0 means Options.ConnectTimeout.
 	Timeout time.Duration
+	// Hop, if not nil, names the hop of the socket once it is connected.
+	Hop func(fd int) HopKey
 }
 
 // SocketFunc makes a non-blocking, close-on-exec TCP socket that will be
@@ -57,6 +59,8 @@ type Route struct {
 	// Idle ends the connection when nothing has moved for so long; 0 means
 	// Options.IdleTimeout.
 	Idle time.Duration
+	// Hop is that of the connection that arrived at a listener.
+	Hop HopKey
 }
 
 // Router decides about connections that arrive at a listener. It is called on

@@ -22,6 +22,7 @@ type wire struct {
 	sess  Session
 	limit *Limit
 	queue *queue // payload that the socket did not take; nil without any
+	hop   *hop
 
 	idle   uint32 // in ticks, 0 for ever
 	active uint32 // when something moved last
@@ -38,6 +39,10 @@ func (w *wire) is(s state) bool { return w.state&s != 0 }
 // connect turns a connection whose both ends stand into a wire.
 func (s *Relays) connect(w *wire) {
 	w.set, w.active = s, s.now
+	if w.hop != nil {
+		w.state |= unsure // of what came before there was a wire
+		w.hop.leave()     // nothing was written yet: it needs not wait
+	}
 	enlist(&s.members, w)
 	w.reg.SetHandler(w)
 	w.line.Attach(w)
@@ -57,6 +62,9 @@ func (w *wire) Ready(ev loop.Events) {
 		w.drain()
 	}
 	if ev.Has(loop.Input) && !w.is(dead) {
+		if w.hop.mayBeMixed(w.state) {
+			w.state |= unsure
+		}
 		w.state |= heard(ev)
 		w.pull()
 		if ev.Has(loop.Failed) && !w.is(dead) {
@@ -250,6 +258,7 @@ func (w *wire) Lost(err error) {
 
 func (w *wire) close(why reason.Reason, detail string) {
 	w.state |= dead
+	w.hop.forget()
 	w.reg.Close()
 	w.queue.release()
 	w.queue = nil

@@ -30,15 +30,14 @@ func (n *Node) startSplice(context.Context) error {
 // applySplicing puts the configuration's word in force, and the command's. When
 // it is to be on for the first time the self-test decides.
 func (n *Node) applySplicing(c *config.Config) error {
-	why := ""
-	switch {
-	case c.Splicing == config.SplicingOff:
-		why = "off in the configuration"
-	case n.splicePaused.Load():
-		why = "paused"
-	}
-	if err := n.capture.PauseSplicing(why); err != nil || c.Splicing == config.SplicingOff {
+	if err := n.capture.PauseSplicing(n.unspliced(c.Splicing)); err != nil {
 		return err
+	}
+	if err := n.capture.PauseHops(n.unspliced(c.SpliceHops)); err != nil {
+		return err
+	}
+	if c.Splicing == config.SplicingOff && c.SpliceHops == config.SplicingOff {
+		return nil
 	}
 	stats, err := n.capture.Stats()
 	if err != nil || stats.Splice.Test.Ran {
@@ -53,10 +52,26 @@ func (n *Node) applySplicing(c *config.Config) error {
 	}
 	if s := &stats.Splice; s.On {
 		n.log.Info("connections of this node are spliced", "test", s.Test.Took, "accepted", s.Test.Accepted)
-	} else {
+	} else if c.Splicing != config.SplicingOff {
 		n.log.Warn("connections of this node are not spliced", "reason", s.Reason)
 	}
+	if s := &stats.Splice; s.Hops {
+		n.log.Info("connections between applications and the proxy are spliced", "test", s.Test.Took)
+	} else if c.SpliceHops != config.SplicingOff {
+		n.log.Warn("connections between applications and the proxy are not spliced", "reason", s.HopsReason)
+	}
 	return nil
+}
+
+// unspliced is why nothing is spliced, or "".
+func (n *Node) unspliced(s config.Splicing) string {
+	switch {
+	case s == config.SplicingOff:
+		return "off in the configuration"
+	case n.splicePaused.Load():
+		return "paused"
+	}
+	return ""
 }
 
 // SetSplice implements admin.Node.

@@ -157,7 +157,7 @@ func (s *inbound) request() (policy.Request, bool) {
 func (s *inbound) Next(failed error) (l4.Target, error) {
 	s.attempt++
 	n := s.namespace()
-	t := l4.Target{Addr: s.to, Socket: s.gate.node.socketFrom(n.cookie, s.client), Timeout: s.gate.node.settings().connectTimeout}
+	t := l4.Target{Addr: s.to, Socket: s.gate.node.socketFrom(n.cookie, s.client), Timeout: s.gate.node.settings().connectTimeout, Hop: s.gate.node.hopTo()}
 	switch {
 	case s.attempt == 1:
 		s.begin(s.record(), failed)

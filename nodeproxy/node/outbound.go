@@ -77,7 +77,9 @@ func (r *router) Route(c *l4.Client) (l4.Route, error) {
 		service: dst.Service, port: dst.PortIndex, fixed: dst.Endpoint,
 		client: c.Remote, dialled: flow.OriginalDst, netns: c.NetNS,
 	}
-	return l4.Route{Session: s, Limit: v.limits[w.Canonical()], Idle: r.node.settings().idleTimeout}, nil
+	return l4.Route{
+		Session: s, Limit: v.limits[w.Canonical()], Idle: r.node.settings().idleTimeout, Hop: r.node.hopFrom(flow.ClientCookie),
+	}, nil
 }
 
 func (r *router) refuse(record telemetry.Record, err error) (l4.Route, error) {
@@ -224,7 +226,7 @@ func (s *outbound) target() (l4.Target, error) {
 		if s.loopback {
 			t.Addr = netip.AddrPortFrom(loopbackOf(at.Addr()), at.Port())
 		}
-		t.Socket = s.router.node.socketFrom(n.cookie, s.trueSource())
+		t.Socket, t.Hop = s.router.node.socketFrom(n.cookie, s.trueSource()), s.router.node.hopTo()
 		return t, nil
 	default:
 		return s.tunnelTarget(t)

@@ -89,7 +89,7 @@ func (n *Node) startLoops(context.Context) error {
 			Identity: lineSessions, Control: n.capture.Control, Handshake: shakeHands,
 			Handshakes: lineHandshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
 		})
-		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log, Admit: n.pressure.admit, Lines: w.lines})
+		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log, Admit: n.pressure.admit, Lines: w.lines, Hops: hops{n}})
 		w.router, w.gate = newRouter(n, shard), &gate{node: n, shard: shard}
 		w.turned.Store(time.Now().UnixNano())
 		n.loops = append(n.loops, w)

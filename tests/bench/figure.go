@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // figure is one number that is compared.
@@ -26,6 +27,8 @@ const none = 1e-9
 const (
 	bestPeer = "best peer"
 	absolute = ""
+	// unspliced is meshproxy without spliced hops, as a peer of itself.
+	unspliced = "unspliced"
 )
 
 // nodeFigures are those of two nodes, and what explains them.
@@ -49,7 +52,24 @@ var nodeFigures = []figure{
 	{"rss_per_idle_connection", "KiB", false, absolute, 2},
 	{"rss_1000_workloads", "MiB", false, absolute, 64},
 	{"copy_path_allocations", "per read", false, absolute, none},
+	{"spliced_rtt_1_p50", "µs", false, bestPeer, 0.85},
+	{"spliced_rtt_32_rate", "1/s", true, bestPeer, 2.2},
+	{"spliced_rtt_32_p99", "µs", false, bestPeer, 0.5},
+	{"spliced_rtt_32_cpu", "µs", false, unspliced, 0},
+	{"spliced_throughput_up", "GB/s", true, unspliced, 0},
+	{"spliced_throughput_down", "GB/s", true, unspliced, 0},
+	{"spliced_cpu_per_gb_up", "s/GB", false, unspliced, 1.0},
+	{"spliced_cpu_per_gb_down", "s/GB", false, unspliced, 1.0},
+	{"spliced_connections_rate", "1/s", true, unspliced, 0},
+	{"spliced_connections_cpu", "µs", false, unspliced, 0},
+	{"spliced_rss_per_idle_connection", "KiB", false, absolute, 0},
 }
+
+// splicedPrefix is that of figures of the spliced hop; ours is splicedName's then,
+// and meshproxy's own is called unspliced.
+const splicedPrefix = "spliced_"
+
+func (f figure) isSpliced() bool { return strings.HasPrefix(f.name, splicedPrefix) }
 
 // outcome is a figure with its values, as results.json has it.
 type outcome struct {
@@ -74,9 +94,12 @@ type outcome struct {
 func (f figure) judge(medians map[string]float64, note string) outcome {
 	o := outcome{Name: f.name, Unit: f.unit, Peers: map[string]float64{}, Note: note}
 	for name, v := range medians {
-		if name == meshproxyName {
+		switch {
+		case name == meshproxyName && f.isSpliced():
+			o.Peers[unspliced] = v
+		case name == meshproxyName, name == splicedName && f.isSpliced():
 			o.Ours = &v
-		} else {
+		case name != splicedName:
 			o.Peers[name] = v
 		}
 	}
@@ -96,14 +119,14 @@ func (f figure) judge(medians map[string]float64, note string) outcome {
 }
 
 // reference names the peer that the ratio is with. Direct is none: it has no
-// encryption.
+// encryption. Nor is meshproxy itself.
 func (f figure) reference(peers map[string]float64) string {
 	if f.against != bestPeer {
 		return f.against
 	}
 	best := ""
 	for _, name := range slices.Sorted(maps.Keys(peers)) {
-		if name == (direct{}).name() {
+		if name == (direct{}).name() || name == unspliced {
 			continue
 		}
 		if best == "" || f.better(peers[name], peers[best]) {

@@ -31,7 +31,7 @@ const manyFirstPort = upstreams.FirstPort
 // One process per host plays all of them: a socket belongs to the cgroup that
 // its process is in when it is made, and the process moves.
 func manyWorkloads(ctx context.Context, s *site, count int) (float64, error) {
-	nodes, err := startNodes(ctx, s, manyMesh(s, count))
+	nodes, err := startNodes(ctx, s, manyMesh(s, count), benchExtra)
 	if err != nil {
 		return 0, err
 	}

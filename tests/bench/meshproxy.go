@@ -20,11 +20,21 @@ import (
 // meshproxy is the product on both hosts. The client is a workload whose
 // connection to the server's own address is captured; the server is one that
 // listened before the node started.
-type meshproxy struct{}
+type meshproxy struct {
+	spliced bool // the hops between applications and proxies
+}
 
-const meshproxyName = "meshproxy"
+const (
+	meshproxyName = "meshproxy"
+	splicedName   = "meshproxy-spliced"
+)
 
-func (meshproxy) name() string { return meshproxyName }
+func (m meshproxy) name() string {
+	if m.spliced {
+		return splicedName
+	}
+	return meshproxyName
+}
 
 func (meshproxy) version(ctx context.Context, s *site) string {
 	out, _ := exec.CommandContext(ctx, s.product, "version").Output()
@@ -56,13 +66,17 @@ log: {level: warn, access: off}
 drainTimeout: 1s
 `
 
-func (meshproxy) start(ctx context.Context, s *site) (*instance, error) {
+func (m meshproxy) start(ctx context.Context, s *site) (*instance, error) {
 	const workload = "workload"
 	text := fmt.Sprintf(benchMesh, s.a.Addr4(), s.b.Addr4(),
 		meshnode.CgroupPath(s.topology, s.a.Namespace, workload),
 		meshnode.CgroupPath(s.topology, s.b.Namespace, "server"),
 		serverPort, meshnode.Identity("client"))
-	nodes, err := startNodes(ctx, s, text)
+	extra := benchExtra
+	if m.spliced {
+		extra += "spliceHops: auto\n"
+	}
+	nodes, err := startNodes(ctx, s, text, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +138,7 @@ var errNotCaptured = errors.New("not through the mesh")
 type meshNodes []*meshnode.Node
 
 // startNodes starts a node on each host, with the same mesh.
-func startNodes(ctx context.Context, s *site, mesh string) (meshNodes, error) {
+func startNodes(ctx context.Context, s *site, mesh, extra string) (meshNodes, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	path, err := s.write("mesh.yaml", mesh)
@@ -133,7 +147,7 @@ func startNodes(ctx context.Context, s *site, mesh string) (meshNodes, error) {
 	}
 	var nodes meshNodes
 	for _, h := range s.topology.Hosts() {
-		n, err := startNode(ctx, s, h, path, benchExtra)
+		n, err := startNode(ctx, s, h, path, extra)
 		if err != nil {
 			return nil, errors.Join(err, nodes.leave(ctx))
 		}

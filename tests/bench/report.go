@@ -49,7 +49,7 @@ func (s samples) outcomes(of *suite, notes map[string]string) []outcome {
 	for _, f := range of.figures {
 		medians := map[string]float64{}
 		for peer, by := range s {
-			if list := by[strings.TrimPrefix(f.name, of.prefix)]; len(list) > 0 {
+			if list := by[strings.TrimPrefix(strings.TrimPrefix(f.name, of.prefix), splicedPrefix)]; len(list) > 0 {
 				medians[peer] = median(list)
 			}
 		}

@@ -34,7 +34,7 @@ var (
 	nodeSuite = &suite{
 		name: "nodes", title: "From node to node",
 		text: `"direct" has neither proxy nor encryption. Memory per idle connection is that of the hungrier proxy of the
-two.
+two. "spliced" figures are meshproxy's with spliceHops: auto, beside "unspliced", its own without.
 `,
 		figures: nodeFigures, choose: chooseNodes, round: measurePeers, finish: countAllocations,
 		starts: nodeStarts, beside: manyBeside,
@@ -63,6 +63,7 @@ func chooseNodes(ctx context.Context, h *harness) {
 	h.add(tlsPair{}, nil)
 	h.add(haproxy{}, noHAProxy)
 	h.add(meshproxy{}, noProduct)
+	h.add(meshproxy{spliced: true}, noProduct)
 	var noEnvoy error
 	if h.wants(envoy{}.name()) || h.wants(envoy{connect: true}.name()) {
 		h.site.envoy, noEnvoy = fetchEnvoy(ctx)
@@ -72,7 +73,7 @@ func chooseNodes(ctx context.Context, h *harness) {
 }
 
 func manyBeside(ctx context.Context, h *harness, p peer) error {
-	if p.name() != meshproxyName {
+	if p.name() != meshproxyName || !h.plan.wants("workloads") {
 		return nil
 	}
 	return h.measureWorkloads(ctx)

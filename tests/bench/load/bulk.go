@@ -101,9 +101,9 @@ func (b *bulk) stream(fd int) {
 }
 
 func (b *bulk) move(fd int) error {
-	op, move := byte(opSource), unix.Read
+	op, move := byte(opSource), patiently(unix.Read, unix.POLLIN)
 	if b.up {
-		op, move = opSink, unix.Write
+		op, move = opSink, patiently(unix.Write, unix.POLLOUT)
 	}
 	if _, err := unix.Write(fd, []byte{op}); err != nil {
 		return fmt.Errorf("write: %w", err)
@@ -125,5 +125,20 @@ func (b *bulk) move(fd int) error {
 			return errors.New("move bulk data: the server ended the stream")
 		}
 		b.moved.Add(uint64(n))
+	}
+}
+
+// patiently makes move wait for a non-blocking socket.
+func patiently(move func(int, []byte) (int, error), events int16) func(int, []byte) (int, error) {
+	return func(fd int, p []byte) (int, error) {
+		for {
+			n, err := move(fd, p)
+			if err != unix.EAGAIN {
+				return n, err
+			}
+			if err := await(fd, events); err != nil {
+				return 0, err
+			}
+		}
 	}
 }

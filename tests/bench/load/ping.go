@@ -44,6 +44,10 @@ func pingOne(fd int, w Window) (Result, error) {
 		if _, errno := rawWrite(fd, buf); errno != 0 {
 			return Result{}, fmt.Errorf("write: %w", errno)
 		}
+		// The answer is never there yet; who waits for many sockets would not try.
+		if err := await(fd, unix.POLLIN); err != nil {
+			return Result{}, err
+		}
 		if err := readFull(fd, buf); err != nil {
 			return Result{}, err
 		}
@@ -97,6 +101,9 @@ func pingMany(fds []int, w Window) (Result, error) {
 			fd := int(ev.Fd)
 			p := pingers[fd]
 			got, errno := rawRead(fd, buf[:messageSize-p.have])
+			if errno == unix.EAGAIN {
+				continue
+			}
 			if errno != 0 || got == 0 {
 				return Result{}, fmt.Errorf("read %d bytes: %w", got, errno)
 			}

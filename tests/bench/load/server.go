@@ -139,9 +139,9 @@ func (s *server) readable(fd int) {
 		s.state[fd] = stateEcho
 		s.readable(fd)
 	case opSink:
-		s.bulk(fd, unix.Read)
+		s.bulk(fd, patiently(unix.Read, unix.POLLIN))
 	case opSource:
-		s.bulk(fd, unix.Write)
+		s.bulk(fd, patiently(unix.Write, unix.POLLOUT))
 	default:
 		s.close(fd)
 	}
@@ -156,7 +156,6 @@ func (s *server) close(fd int) {
 func (s *server) bulk(fd int, move func(int, []byte) (int, error)) {
 	s.state[fd] = stateClosed
 	_ = unix.EpollCtl(s.epfd, unix.EPOLL_CTL_DEL, fd, nil)
-	_ = unix.SetNonblock(fd, false)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()

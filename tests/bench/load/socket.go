@@ -47,10 +47,31 @@ func rawWait(epfd int, events []unix.EpollEvent, timeout int) (int, error) {
 	}
 }
 
+// await waits until a socket is ready for events of poll(2).
+func await(fd int, events int16) error {
+	wanted := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
+	for {
+		_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&wanted)), 1, 0, 0, 0, 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return fmt.Errorf("wait for a socket: %w", errno)
+		}
+	}
+}
+
 // readFull reads all of p, or returns why it couldn't.
 func readFull(fd int, p []byte) error {
 	for done := 0; done < len(p); {
 		n, errno := rawRead(fd, p[done:])
+		if errno == unix.EAGAIN {
+			if err := await(fd, unix.POLLIN); err != nil {
+				return err
+			}
+			continue
+		}
 		if errno != 0 {
 			return fmt.Errorf("read: %w", errno)
 		}
@@ -69,10 +90,10 @@ func sockaddr(a netip.AddrPort) (family int, sa unix.Sockaddr) {
 	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// dial returns a connected, blocking socket.
+// dial returns a connected, non-blocking socket.
 func dial(addr netip.AddrPort) (int, error) {
 	family, sa := sockaddr(addr)
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open socket: %w", err)
 	}
@@ -85,12 +106,17 @@ func dial(addr netip.AddrPort) (int, error) {
 }
 
 func connect(fd int, sa unix.Sockaddr) error {
-	for {
-		err := unix.Connect(fd, sa)
-		if err != unix.EINTR {
-			return err
-		}
+	if err := unix.Connect(fd, sa); err != unix.EINPROGRESS {
+		return err
 	}
+	if err := await(fd, unix.POLLOUT); err != nil {
+		return err
+	}
+	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = unix.Errno(errno)
+	}
+	return err
 }
 
 func noDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }

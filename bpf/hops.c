@@ -1,0 +1,110 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * sockops: puts both ends of a connection between an application and the proxy
+ * into the map of those that are spliced; hop.c says what becomes of what they
+ * send.
+ *
+ * The client's end is the first to be established, the application's when it
+ * was captured and the proxy's when it dialled a server of this node; the other
+ * one follows it.
+ */
+#include "meshproxy.h"
+#include "hop.h"
+
+INLINE int may_hop(__u32 own)
+{
+	struct node *n = this_node();
+
+	return n && n->hopping >= (own ? SPLICING_TEST : SPLICING_ON);
+}
+
+INLINE __u32 insert_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct hop_end *end)
+{
+	struct splice_key own = {
+		.client = end->peer.client,
+		.side = end->peer.side == SIDE_CLIENT ? SIDE_SERVER : SIDE_CLIENT,
+	};
+	struct hop_end *e = bpf_sk_storage_get(&hop_ends, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!e)
+		return FALLBACK_FULL;
+	*e = *end;
+	if (bpf_sock_hash_update(ctx, &hopping, &own, BPF_NOEXIST))
+		return FALLBACK_FULL;
+	return FALLBACK_NONE;
+}
+
+/* Why the application's socket may not be spliced, by what is known of it. */
+INLINE __u32 unfit(__u32 workload, int blocking)
+{
+	if (is_unspliced(workload))
+		return FALLBACK_WORKLOAD;
+	return blocking ? FALLBACK_BLOCKING : FALLBACK_NONE;
+}
+
+/* The client's end is established. */
+INLINE void begin_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, struct hop_end *end, __u32 why)
+{
+	struct hop h = {.workload = end->workload, .own = end->own};
+
+	end->peer.client = bpf_get_socket_cookie(ctx);
+	end->peer.side = SIDE_SERVER;
+	h.sockets[SIDE_CLIENT] = (__u64)tcp;
+	if (!why && bpf_map_update_elem(&hops, &end->peer.client, &h, BPF_NOEXIST))
+		why = FALLBACK_FULL;
+	if (!why) {
+		why = insert_hop(ctx, sk, end);
+		if (why)
+			bpf_map_delete_elem(&hops, &end->peer.client);
+	}
+	if (why)
+		count_hop_fallback(end->proxy, why);
+	else
+		count_hop(end->proxy, spliced, 1);
+}
+
+/* A workload's connection has reached the proxy's backlog. */
+INLINE void captured_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct socket *s)
+{
+	struct hop_end end = {.workload = s->workload};
+
+	if (!may_hop(0))
+		return;
+	begin_hop(ctx, sk, tcp, &end, unfit(s->workload, is_blocking(&tcp->inet_conn.icsk_inet.sk)));
+}
+
+/* The proxy has reached a workload's server. */
+INLINE void dialled_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, struct port *p)
+{
+	struct hop_end end = {.workload = p->workload, .proxy = 1};
+	int blocking = (p->flags & (PORT_NONBLOCKING | PORT_BLOCKING)) != PORT_NONBLOCKING;
+
+	begin_hop(ctx, sk, tcp, &end, unfit(p->workload, blocking));
+}
+
+/* The other end of either. */
+INLINE void accepted_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, __u64 client, int proxy)
+{
+	struct hop *h = bpf_map_lookup_elem(&hops, &client);
+	struct hop_end end = {.peer = {.client = client, .side = SIDE_CLIENT}, .proxy = proxy};
+	__u32 why;
+
+	if (!h)
+		return;
+	end.workload = h->workload;
+	end.own = h->own;
+	why = insert_hop(ctx, sk, &end);
+	if (why)
+		count_hop_fallback(proxy, why);
+	else
+		h->sockets[SIDE_SERVER] = (__u64)tcp;
+}
+
+INLINE void end_hop(struct bpf_sock *sk)
+{
+	struct hop_end *e = bpf_sk_storage_get(&hop_ends, sk, 0, 0);
+
+	if (e && e->peer.side == SIDE_SERVER)
+		bpf_map_delete_elem(&hops, &e->peer.client);
+}
