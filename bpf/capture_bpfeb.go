@@ -333,7 +333,7 @@ type CaptureNode struct {
 	HopsWanted       uint32
 	HopsMixed        uint32
 	HopsEver         uint32
-	_                [4]byte
+	Pad              uint32
 }
 
 type CaptureOutcome uint32

@@ -57,6 +57,7 @@ struct node {
 	__u32 hops_wanted;
 	__u32 hops_mixed;
 	__u32 hops_ever; /* there may be some */
+	__u32 pad;
 };
 
 enum workload_flags {

@@ -48,7 +48,7 @@ type Capture struct {
 	declared       map[bpf.CapturePortKey]uint32 // of the last Apply
 	namespaces     map[uint64]*namespace
 	splicing       SpliceState
-	hopsPaused     string // why, for hops; SpliceState.Paused is for the rest
+	hopsPaused     string         // why, for hops; SpliceState.Paused is for the rest
 	delayed        []func() error // until the programs are in force
 	yielded        bool
 	kept           []io.Closer // links of what was yielded

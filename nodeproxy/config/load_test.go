@@ -163,7 +163,7 @@ func TestProblems(t *testing.T) {
 			name: "all at once",
 			text: "nod: {}\nlog:\n  level: loud\n  fromat: json\nlisteners: {outbound: 0, dns: 53.5}\n",
 			want: []string{
-				`FILE:1:1: unknown key "nod" (did you mean "node"?); allowed: node, cgroup, bpf, splicing, stateDir, runDir, netnsHelper, listeners, consul, identity, sources, defaults, dns, log, drainTimeout, upgradeTimeout, restartTimeout, nodes, services, policies, authorization, workloads`,
+				`FILE:1:1: unknown key "nod" (did you mean "node"?); allowed: node, cgroup, bpf, splicing, spliceHops, stateDir, runDir, netnsHelper, listeners, consul, identity, sources, defaults, dns, log, drainTimeout, upgradeTimeout, restartTimeout, nodes, services, policies, authorization, workloads`,
 				`FILE:3:10: log.level: found "loud"; allowed: debug, info, warn, error`,
 				`FILE:4:3: log: unknown key "fromat" (did you mean "format"?); allowed: level, format, access, accessEntries`,
 				`FILE:5:23: listeners.outbound: found the number 0; allowed: a number from 1 to 65535`,
@@ -180,7 +180,7 @@ func TestProblems(t *testing.T) {
 				`FILE:1:7: node: found "a"; allowed: a mapping`,
 				`FILE:2:14: log.level: found a list; allowed: debug, info, warn, error`,
 				`FILE:2:30: log.format: found the boolean true; allowed: text, json`,
-				`FILE:3:1: unknown key "node.name"; allowed: node, cgroup, bpf, splicing, stateDir, runDir, netnsHelper, listeners, consul, identity, sources, defaults, dns, log, drainTimeout, upgradeTimeout, restartTimeout, nodes, services, policies, authorization, workloads`,
+				`FILE:3:1: unknown key "node.name"; allowed: node, cgroup, bpf, splicing, spliceHops, stateDir, runDir, netnsHelper, listeners, consul, identity, sources, defaults, dns, log, drainTimeout, upgradeTimeout, restartTimeout, nodes, services, policies, authorization, workloads`,
 				`FILE:4:27: sources.static.files: found "mesh.yaml"; allowed: a list`,
 			},
 		},

@@ -323,6 +323,7 @@ func spliceStatus(stats *sockmap.Stats) *api.Splice {
 	r := directReading(stats)
 	s.Opened, s.Active, s.Spliced = r.Opened, r.Opened-min(r.Opened, r.Closed), r.Spliced
 	s.Sent, s.Received, s.Redirected, s.Fallbacks = r.Sent, r.Received, r.Redirected, r.Fallbacks
+	s.Hops = splicedHops(stats)
 	return s
 }
 

@@ -3,7 +3,9 @@
 package node
 
 import (
+	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/nodeproxy/l4"
+	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
 	"github.com/meshproxy/meshproxy/sockmap"
 )
 
@@ -55,4 +57,28 @@ func (n *Node) hopFrom(client uint64) l4.HopKey {
 		return l4.HopKey{}
 	}
 	return l4.HopKey{Client: client}
+}
+
+// splicedHops is what status says of hops.
+func splicedHops(stats *sockmap.Stats) api.SplicedHops {
+	r := hopReading(stats)
+	return api.SplicedHops{
+		On: r.On, Reason: stats.Splice.HopsReason, Spliced: r.Spliced, Left: r.Left,
+		FromApplications: r.FromApplications, FromProxy: r.FromProxy, Fallbacks: r.Fallbacks,
+	}
+}
+
+// hopReading sums what went over spliced hops.
+func hopReading(stats *sockmap.Stats) telemetry.HopReading {
+	a, p := &stats.FromApplications, &stats.FromProxy
+	r := telemetry.HopReading{
+		On: stats.Splice.Hops, Spliced: a.Spliced + p.Spliced, Left: a.Left + p.Left,
+		FromApplications: a.Redirected, FromProxy: p.Redirected, Fallbacks: make(map[string]uint64),
+	}
+	for _, t := range []*sockmap.HopTraffic{a, p} {
+		for why, n := range t.Fallbacks {
+			r.Fallbacks[why.String()] += n
+		}
+	}
+	return r
 }

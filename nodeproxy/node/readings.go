@@ -75,7 +75,7 @@ func (n *Node) readCapture() (telemetry.CaptureReading, error) {
 	if err != nil {
 		return telemetry.CaptureReading{}, err
 	}
-	r := telemetry.CaptureReading{Refused: make(map[string]uint64), Flows: stats.Flows, Direct: directReading(&stats)}
+	r := telemetry.CaptureReading{Refused: make(map[string]uint64), Flows: stats.Flows, Direct: directReading(&stats), Hops: hopReading(&stats)}
 	for _, c := range stats.Connections {
 		switch c.Outcome {
 		case sockmap.OutcomeCaptured:

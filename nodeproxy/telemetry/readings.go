@@ -77,6 +77,17 @@ type CaptureReading struct {
 	HeartbeatAge time.Duration
 	Destinations []CaptureDestination
 	Direct       DirectReading
+	Hops         HopReading
+}
+
+// HopReading is what went between applications and the proxy without TCP.
+type HopReading struct {
+	On            bool // new connections are spliced
+	Spliced, Left uint64
+	// FromApplications and FromProxy are bytes.
+	FromApplications, FromProxy uint64
+	// Fallbacks counts how often an end began to send by TCP, by reason.
+	Fallbacks map[string]uint64
 }
 
 // DirectReading is what went between workloads of this node without the proxy.
@@ -131,6 +142,11 @@ var (
 	directRedirectDesc  = desc("direct_redirected_bytes_total", "Those of them, in both directions, that did not go by TCP.", "source", "service")
 	directFallbackDesc  = desc("splice_fallbacks_total", "How often an end of a direct connection began to send by TCP.", "reason")
 	spliceOnDesc        = desc("splice_on", "1 when new direct connections are spliced.")
+	hopOnDesc           = desc("hop_splice_on", "1 when new connections between applications and the proxy are spliced.")
+	hopSplicedDesc      = desc("hop_connections_spliced_total", "Connections between applications and the proxy that began spliced.")
+	hopLeftDesc         = desc("hop_connections_left_total", "Those of them that turned to TCP for good.")
+	hopBytesDesc        = desc("hop_redirected_bytes_total", "Bytes between applications and the proxy that did not go by TCP.", "sender")
+	hopFallbackDesc     = desc("hop_fallbacks_total", "How often an end of such a connection began to send by TCP.", "reason")
 	generationDesc      = desc("generation", "How many processes have handed over to one another, this one included.")
 	upgradedDesc        = desc("upgraded_timestamp_seconds", "When this process took over from another one.")
 	upgradesFailedDesc  = desc("upgrades_failed_total", "Upgrades that changed nothing.")
@@ -231,6 +247,7 @@ func (c readingCollector) collectCapture(ch chan<- prometheus.Metric) {
 	ch <- gauge(captureFlowsDesc, float64(r.Flows))
 	ch <- gauge(captureBeatDesc, r.HeartbeatAge.Seconds())
 	collectDirect(ch, &r.Direct)
+	collectHops(ch, &r.Hops)
 	for _, d := range r.Destinations {
 		ch <- counter(captureDestDesc, float64(d.Connections), d.Workload, d.Service)
 	}
@@ -248,6 +265,17 @@ func collectDirect(ch chan<- prometheus.Metric, r *DirectReading) {
 		ch <- counter(directBytesDesc, float64(p.Sent), p.Workload, p.Service, "sent")
 		ch <- counter(directBytesDesc, float64(p.Received), p.Workload, p.Service, "received")
 		ch <- counter(directRedirectDesc, float64(p.Redirected), p.Workload, p.Service)
+	}
+}
+
+func collectHops(ch chan<- prometheus.Metric, r *HopReading) {
+	ch <- gauge(hopOnDesc, flag(r.On))
+	ch <- counter(hopSplicedDesc, float64(r.Spliced))
+	ch <- counter(hopLeftDesc, float64(r.Left))
+	ch <- counter(hopBytesDesc, float64(r.FromApplications), "application")
+	ch <- counter(hopBytesDesc, float64(r.FromProxy), "proxy")
+	for why, n := range r.Fallbacks {
+		ch <- counter(hopFallbackDesc, float64(n), why)
 	}
 }
 

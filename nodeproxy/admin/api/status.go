@@ -133,6 +133,22 @@ type Splice struct {
 	// Fallbacks counts how often an end of a connection began to send by TCP,
 	// by reason.
 	Fallbacks map[string]uint64 `json:"fallbacks,omitempty"`
+	Hops      SplicedHops       `json:"hops"`
+}
+
+// SplicedHops is the same of connections between applications and the proxy.
+type SplicedHops struct {
+	On     bool   `json:"on"`
+	Reason string `json:"reason,omitempty"`
+	// Spliced are connections that began so, Left those of them that are ordinary
+	// TCP since.
+	Spliced uint64 `json:"spliced"`
+	Left    uint64 `json:"left"`
+	// Redirected is how much of what applications and the proxy sent did not go
+	// by TCP.
+	FromApplications uint64            `json:"fromApplicationsBytes"`
+	FromProxy        uint64            `json:"fromProxyBytes"`
+	Fallbacks        map[string]uint64 `json:"fallbacks,omitempty"`
 }
 
 // Identity is the state of the identity provider.

@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sockmap
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshproxy/meshproxy/bpf"
+)
+
+// firstPause lets the other side come to its turn.
+const firstPause = 500 * time.Microsecond
+
+// hopWorld is one in which hops are spliced: front dials 240.240.0.1:80 and is
+// captured, the proxy dials back's server at 10.9.0.1:5432, or the same by IPv6.
+type hopWorld struct {
+	*world
+	front, back *actor
+	servers     map[string]int
+}
+
+func newHopWorld(t *testing.T) *hopWorld {
+	w := &hopWorld{world: newWorld(t), servers: make(map[string]int)}
+	w.start()
+	if err := w.PauseHops(""); err != nil {
+		t.Fatal(err)
+	}
+	w.testSplice()
+	w.apply(State{
+		Workloads:    []Workload{w.workload("front"), w.workload("back")},
+		Destinations: []Destination{destination(virtual4, "db"), destination(virtual6, "db")},
+	})
+	w.front, w.back = w.process("front"), w.process("back")
+	for _, at := range []string{direct4, direct6} {
+		w.servers[at] = w.back.listen(at)
+	}
+	if s, err := w.Stats(); err != nil || !s.Splice.Hops {
+		t.Fatalf("hops are not spliced: %s, %v", s.Splice.HopsReason, err)
+	}
+	for _, kind := range hopKinds[2:] { // until their listeners are known
+		for deadline := 0; ; deadline++ {
+			h := w.hop(kind)
+			h.exchange(100)
+			known := w.isSpliced(h.key)
+			h.close()
+			if known {
+				break
+			}
+			if deadline == 1000 {
+				t.Fatal("the listener never became known for sockets that do not block")
+			}
+		}
+	}
+	return w
+}
+
+// hopKind is who dials whom.
+type hopKind struct {
+	name, addr string
+	dialled    bool // by the proxy
+}
+
+var hopKinds = []hopKind{
+	{"captured IPv4", virtual4, false},
+	{"captured IPv6", virtual6, false},
+	{"dialled IPv4", direct4, true},
+	{"dialled IPv6", direct6, true},
+}
+
+// hopPair is both ends of a hop, in this process.
+type hopPair struct {
+	*hopWorld
+	app, proxy int
+	key        Hop
+	wanted     uint32
+}
+
+func (w *hopWorld) hop(k hopKind) *hopPair {
+	w.t.Helper()
+	h := &hopPair{hopWorld: w, app: -1, proxy: -1, wanted: w.HopsWanted()}
+	take := func(a *actor, fd int) int {
+		mine, err := unix.PidfdGetfd(a.pidfd, fd, 0)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		a.close(fd)
+		return mine
+	}
+	if k.dialled {
+		fd := w.proxy.socket(domainOf(k.addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+		w.proxy.with(fd, func(fd int) error {
+			return w.OwnSocketWithSource(fd, netip.MustParseAddrPort(k.addr))
+		})
+		if err := w.proxy.connect(fd, k.addr); err != nil {
+			w.t.Fatal(err)
+		}
+		conn, _ := w.back.acceptNonblock(w.servers[k.addr])
+		h.proxy, h.app = take(w.proxy, fd), take(w.back, conn)
+		var err error
+		if h.key, err = HopOf(h.proxy); err != nil {
+			w.t.Fatal(err)
+		}
+	} else {
+		fd, err := w.front.dialNonblock(k.addr)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		listener := w.outbound[domainOf(k.addr)]
+		conn, client := w.world.proxy.acceptNonblock(listener)
+		flow, err := w.Flow(w.cookie, client, w.world.proxy.local(conn))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		h.app, h.proxy, h.key = take(w.front, fd), take(w.world.proxy, conn), Hop{Client: flow.ClientCookie}
+	}
+	w.t.Cleanup(h.close)
+	return h
+}
+
+func (h *hopPair) close() { closeOnce(&h.app); closeOnce(&h.proxy) }
+
+// isSpliced says whether both ends are in the map.
+func (w *hopWorld) isSpliced(k Hop) bool {
+	application, proxy := k.keys()
+	return w.inMap(application) && w.inMap(proxy)
+}
+
+func (w *hopWorld) inMap(key bpf.CaptureSpliceKey) bool {
+	w.t.Helper()
+	var cookie uint64
+	err := w.kernel.maps[bpf.CaptureMapHopping].Lookup(&key, &cookie)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		w.t.Fatal(err)
+	}
+	return err == nil
+}
+
+// redirected is how many bytes went directly, from applications and the proxy.
+func (w *hopWorld) redirected() (applications, proxy uint64) {
+	w.t.Helper()
+	s, err := w.Stats()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s.FromApplications.Redirected, s.FromProxy.Redirected
+}
+
+// send writes as the proxy does: it leaves the hop when it is told to.
+func (h *hopPair) send(p []byte) error {
+	for len(p) > 0 {
+		n, err := unix.Write(h.proxy, p)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			if err := patiently.await(h.proxy, unix.POLLOUT); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return err
+		}
+		p = p[n:]
+		if err := h.obey(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *hopPair) obey() error {
+	w := h.HopsWanted()
+	if w == h.wanted {
+		return nil
+	}
+	h.wanted = w
+	if leave, err := h.HopWanted(h.key); err != nil || !leave {
+		return err
+	}
+	return h.leave()
+}
+
+// leave waits until the proxy may write again.
+func (h *hopPair) leave() error {
+	for range 100_000 {
+		waiting, _, err := h.LeaveHop(h.key)
+		if err != nil || !waiting {
+			return err
+		}
+		elapse(firstPause)
+	}
+	return errors.New("the application never read what it was given")
+}
+
+// exchange sends n random bytes each way.
+func (h *hopPair) exchange(n int) {
+	h.t.Helper()
+	message := randomBytes(uint64(n), n)
+	if err := patiently.write(h.app, message); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := patiently.expect(h.proxy, message); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.send(message); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := patiently.expect(h.app, message); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// eachHop runs a test for every kind of hop.
+func eachHop(t *testing.T, test func(t *testing.T, h *hopPair)) {
+	t.Helper()
+	w := newHopWorld(t)
+	for _, kind := range hopKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			h := w.hop(kind)
+			h.exchange(10) // the first may go by TCP
+			if !w.isSpliced(h.key) {
+				t.Fatal("not spliced")
+			}
+			test(t, h)
+			h.close()
+		})
+	}
+}
+
+func TestHop(t *testing.T) {
+	eachHop(t, func(t *testing.T, h *hopPair) {
+		applications, proxy := h.redirected()
+		for _, size := range []int{1, 64, 4093, 16 << 10} {
+			h.exchange(size)
+		}
+		a, p := h.redirected()
+		if want := uint64(1 + 64 + 4093 + 16<<10); a-applications != want || p-proxy != want {
+			t.Errorf("%d and %d bytes went directly, want %d each way", a-applications, p-proxy, want)
+		}
+		h.exchange(1 << 20) // leaves, or goes by TCP
+		h.exchange(64)
+	})
+}
+
+// TestHopFallback: what is never spliced, and works.
+func TestHopFallback(t *testing.T) {
+	w := newHopWorld(t)
+	fd, err := w.front.dial(virtual4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, client := w.world.proxy.accept(w.outbound[unix.AF_INET])
+	flow, err := w.Flow(w.cookie, client, w.world.proxy.local(conn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.isSpliced(Hop{Client: flow.ClientCookie}) {
+		t.Error("a socket that blocks was spliced")
+	}
+	w.front.close(fd)
+	w.world.proxy.close(conn)
+
+	front := w.workload("front")
+	front.Unspliced = true
+	w.apply(State{Workloads: []Workload{front, w.workload("back")}, Destinations: []Destination{destination(virtual4, "db")}})
+	h := w.hop(hopKinds[0])
+	h.exchange(1000)
+	if w.isSpliced(h.key) {
+		t.Error("a workload was spliced that is not to be")
+	}
+}
+
+// TestHopStream compares streams of both directions at once, in writes of many
+// sizes, while splicing is paused and resumed.
+func TestHopStream(t *testing.T) {
+	const size = 8 << 20
+	eachHop(t, func(t *testing.T, h *hopPair) {
+		var wg sync.WaitGroup
+		errs := make(chan error, 4)
+		sender := func(seed uint64, write func([]byte) error) {
+			src, r := rand.NewChaCha8([32]byte{byte(seed)}), rand.New(rand.NewPCG(seed, 1))
+			buf := make([]byte, 64<<10)
+			for sent := 0; sent < size; {
+				n := min(max(1<<r.IntN(17)-r.IntN(2), 1), size-sent)
+				src.Read(buf[:n])
+				if err := write(buf[:n]); err != nil {
+					errs <- fmt.Errorf("write at %d: %w", sent, err)
+					return
+				}
+				sent += n
+			}
+		}
+		receiver := func(seed uint64, fd int) {
+			want, got, expected := rand.NewChaCha8([32]byte{byte(seed)}), make([]byte, 40_000), make([]byte, 40_000)
+			for at := 0; at < size; {
+				n, err := patiently.read(fd, got)
+				if err != nil || n == 0 {
+					errs <- fmt.Errorf("read %d at %d: %w", n, at, err)
+					return
+				}
+				want.Read(expected[:n])
+				if !bytes.Equal(got[:n], expected[:n]) {
+					errs <- fmt.Errorf("bytes differ at %d", at)
+					return
+				}
+				at += n
+			}
+		}
+		wg.Go(func() { sender(1, func(p []byte) error { return patiently.write(h.app, p) }) })
+		wg.Go(func() { sender(2, h.send) })
+		wg.Go(func() { receiver(1, h.proxy) })
+		wg.Go(func() { receiver(2, h.app) })
+		done := make(chan struct{})
+		go func() { wg.Wait(); close(done) }()
+		for running := true; running; {
+			select {
+			case <-done:
+				running = false
+			default:
+				if err := errors.Join(h.PauseHops("to test"), h.PauseHops("")); err != nil {
+					t.Fatal(err)
+				}
+				elapse(firstPause)
+			}
+		}
+		close(errs)
+		for err := range errs {
+			t.Error(err)
+		}
+	})
+}
+
+// TestHopBackpressure: nobody takes more than the buffers hold, and nothing is
+// lost of what was taken.
+func TestHopBackpressure(t *testing.T) {
+	const most = 8 << 20 // a sender's buffer grows as TCP sends, to 4 MiB
+	eachHop(t, func(t *testing.T, h *hopPair) {
+		sent, err := fill(h.app, most)
+		if err != nil {
+			t.Fatalf("a proxy that does not read took %d bytes", len(sent))
+		}
+		if err := patiently.expect(h.proxy, sent); err != nil {
+			t.Fatal(err)
+		}
+		sent = nil
+		for waiting := false; !waiting && len(sent) < most; {
+			chunk := randomBytes(uint64(len(sent)), 1000)
+			if n, err := unix.Write(h.proxy, chunk); err != nil || n < len(chunk) {
+				t.Fatalf("write %d bytes: %v", n, err)
+			}
+			sent = append(sent, chunk...)
+			if w := h.HopsWanted(); w == h.wanted {
+				continue
+			}
+			if leave, err := h.HopWanted(h.key); err != nil || !leave {
+				t.Fatalf("leave %v: %v", leave, err)
+			}
+			if waiting, _, err = h.LeaveHop(h.key); err != nil || !waiting {
+				t.Fatalf("waiting %v: %v", waiting, err)
+			}
+		}
+		room, err := unix.GetsockoptInt(h.app, unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(sent) > room {
+			t.Errorf("%d bytes were redirected to an application with a buffer of %d", len(sent), room)
+		}
+		if err := patiently.expect(h.app, sent); err != nil {
+			t.Fatal(err)
+		}
+		if waiting, _, err := h.LeaveHop(h.key); err != nil || waiting {
+			t.Fatalf("waiting %v: %v", waiting, err)
+		}
+		h.exchange(100_000)
+	})
+}
+
+// edgeReader reads as many programs do that epoll tells of readiness by edges: a
+// read that is short was the last until the next edge.
+func edgeReader(fd, total int) (got []byte, err error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ep)
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET&0xffffffff, Fd: int32(fd)}
+	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 8<<10)
+	for len(got) < total {
+		n, err := unix.EpollWait(ep, []unix.EpollEvent{{}}, 20_000)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return got, err
+		}
+		if n == 0 {
+			return got, errors.New("no edge")
+		}
+		for {
+			n, err := unix.Read(fd, buf)
+			if errors.Is(err, unix.EAGAIN) {
+				break
+			}
+			if err != nil || n == 0 {
+				return got, fmt.Errorf("read %d: %w", n, err)
+			}
+			got = append(got, buf[:n]...)
+			if n < len(buf) {
+				break
+			}
+		}
+	}
+	return got, nil
+}
+
+// TestHopEdges: an application that takes a short read for the end misses
+// nothing, however the proxy's data changes from one way to the other.
+func TestHopEdges(t *testing.T) {
+	eachHop(t, func(t *testing.T, h *hopPair) {
+		message := randomBytes(7, 4<<20)
+		failed := make(chan error, 1)
+		go func() {
+			r := rand.New(rand.NewPCG(7, 7))
+			rest := message
+			for len(rest) > 0 {
+				n := min(max(1<<r.IntN(18)-1, 1), len(rest))
+				if err := h.send(rest[:n]); err != nil {
+					failed <- err
+					return
+				}
+				rest = rest[n:]
+			}
+			failed <- nil
+		}()
+		got, err := edgeReader(h.app, len(message))
+		if err != nil {
+			t.Fatalf("after %d of %d bytes: %v", len(got), len(message), err)
+		}
+		if err := <-failed; err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, message) {
+			t.Error("bytes differ")
+		}
+	})
+}
+
+// TestHopLeave takes hops out while both ends send.
+func TestHopLeave(t *testing.T) {
+	eachHop(t, func(t *testing.T, h *hopPair) {
+		up, down := randomBytes(1, 2<<20), randomBytes(2, 1<<20)
+		errs := make(chan error, 3)
+		go func() {
+			for at := 0; at < len(up); at += 1000 {
+				if err := patiently.write(h.app, up[at:min(at+1000, len(up))]); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+		go func() { errs <- patiently.expect(h.proxy, up) }()
+		go func() { errs <- patiently.expect(h.app, down) }()
+		for at := 0; at < len(down); at += 1000 {
+			if err := h.send(down[at:min(at+1000, len(down))]); err != nil {
+				t.Fatal(err)
+			}
+			if at == len(down)/2/1000*1000 {
+				if err := h.leave(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 3 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if waiting, done, err := h.LeaveHop(h.key); err != nil || waiting || !done {
+			t.Fatalf("waiting %v, done %v: %v", waiting, done, err)
+		}
+		application, proxy := h.key.keys()
+		if h.inMap(application) || h.inMap(proxy) {
+			t.Error("an end is still in the map")
+		}
+		a, p := h.redirected()
+		h.exchange(100)
+		if a2, p2 := h.redirected(); a2 != a || p2 != p {
+			t.Error("something was redirected after both ends had left")
+		}
+	})
+}
+
+// TestHopEnds: half-close in either order, and resets, look as they do with TCP.
+func TestHopEnds(t *testing.T) {
+	end := func(t *testing.T, fd int) {
+		t.Helper()
+		if n, err := patiently.read(fd, make([]byte, 1)); n != 0 || err != nil {
+			t.Fatalf("read %d at the end of the stream: %v", n, err)
+		}
+	}
+	w := newHopWorld(t)
+	for _, kind := range hopKinds {
+		for name, test := range map[string]func(t *testing.T, h *hopPair){
+			"application first": func(t *testing.T, h *hopPair) {
+				h.half(t, h.app, h.proxy)
+				end(t, h.proxy)
+				h.half(t, h.proxy, h.app)
+				end(t, h.app)
+			},
+			"proxy first": func(t *testing.T, h *hopPair) {
+				h.half(t, h.proxy, h.app)
+				end(t, h.app)
+				h.half(t, h.app, h.proxy)
+				end(t, h.proxy)
+			},
+			"application resets": func(t *testing.T, h *hopPair) {
+				linger := unix.Linger{Onoff: 1}
+				if err := unix.SetsockoptLinger(h.app, unix.SOL_SOCKET, unix.SO_LINGER, &linger); err != nil {
+					t.Fatal(err)
+				}
+				closeOnce(&h.app)
+				if _, err := patiently.read(h.proxy, make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("the proxy reads %v", err)
+				}
+			},
+			"proxy resets": func(t *testing.T, h *hopPair) {
+				linger := unix.Linger{Onoff: 1}
+				if err := unix.SetsockoptLinger(h.proxy, unix.SOL_SOCKET, unix.SO_LINGER, &linger); err != nil {
+					t.Fatal(err)
+				}
+				closeOnce(&h.proxy)
+				if _, err := patiently.read(h.app, make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("the application reads %v", err)
+				}
+			},
+		} {
+			t.Run(kind.name+"/"+name, func(t *testing.T) {
+				h := w.hop(kind)
+				h.exchange(10)
+				if !w.isSpliced(h.key) {
+					t.Fatal("not spliced")
+				}
+				test(t, h)
+				h.close()
+			})
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); ; elapse(firstPause) {
+		left, err := contents[uint64, bpf.CaptureHop](w.kernel.maps[bpf.CaptureMapHops])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d hops are on record, and none is open", len(left))
+		}
+	}
+}
+
+// half sends something and then the end.
+func (h *hopPair) half(t *testing.T, from, to int) {
+	t.Helper()
+	message := randomBytes(3, 3000)
+	if err := patiently.write(from, message); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Shutdown(from, unix.SHUT_WR); err != nil {
+		t.Fatal(err)
+	}
+	if err := patiently.expect(to, message); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHopMany makes many short connections at once.
+func TestHopMany(t *testing.T) {
+	w := newHopWorld(t)
+	var wg sync.WaitGroup
+	for i := range 40 {
+		h := w.hop(hopKinds[i%len(hopKinds)])
+		wg.Go(func() {
+			defer h.close()
+			for size := 1; size < 50_000; size *= 3 {
+				message := randomBytes(uint64(size+i), size)
+				for _, err := range []error{
+					patiently.write(h.app, message), patiently.expect(h.proxy, message),
+					h.send(message), patiently.expect(h.app, message),
+				} {
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
