@@ -446,6 +446,7 @@ const (
 	CaptureSocketFlagsSOCKET_DNS      CaptureSocketFlags = 8
 	CaptureSocketFlagsSOCKET_SOURCE   CaptureSocketFlags = 16
 	CaptureSocketFlagsSOCKET_DIRECT   CaptureSocketFlags = 32
+	CaptureSocketFlagsSOCKET_HOP      CaptureSocketFlags = 64
 )
 
 type CaptureSplice struct {

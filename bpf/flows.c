@@ -258,7 +258,7 @@ INLINE void connected_to_proxy(struct bpf_sock_ops *ctx, struct bpf_sock *sk, st
 
 	if (s->flags & SOCKET_CAPTURED) {
 		captured_hop(ctx, sk, tcp, s);
-	} else if (s->flags & SOCKET_SOURCE && may_hop(0)) {
+	} else if (s->flags & SOCKET_HOP && may_hop(0)) {
 		remote_address(ctx, &remote);
 		p = find_port(netns_cookie(tcp), &remote);
 		if (p && p->workload)
@@ -423,8 +423,8 @@ INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 		return;
 	if (f->flags & FLOW_DIRECT) {
 		accepting(ctx, sk, tcp, f);
-	} else {
-		watch_server(ctx);
+	} else if (may_hop(0)) {
+		watch_server(ctx); /* also when this one is not spliced */
 		accepted_hop(ctx, sk, tcp, f->cookie, 0);
 	}
 	if (f->flags & FLOW_NAMED) {

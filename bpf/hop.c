@@ -20,6 +20,7 @@
 #include "hop.h"
 
 #define LARGEST (1 << 16) /* of the messages that are redirected */
+#define MARGIN (1 << 19) /* two of the proxy's largest writes */
 #define PSOCK_MASK (~7ull) /* SK_USER_DATA_PTRMASK */
 
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
@@ -95,6 +96,16 @@ INLINE int has_room(const struct tcp_sock *to, __u32 size)
 	if (promised < 0)
 		promised = 0;
 	return at->sk_backlog.rmem_alloc.counter + size + promised <= (__u32)at->sk_rcvbuf;
+}
+
+/* Whether a message that finds no room may go all the same, because a write of
+ * the proxy's is not to go half this way and half that. A proxy that does not
+ * stop after it, as it should, doesn't fill the memory. */
+INLINE int has_margin(const struct tcp_sock *to)
+{
+	const struct sock *at = &to->inet_conn.icsk_inet.sk;
+
+	return at->sk_backlog.rmem_alloc.counter < at->sk_rcvbuf + MARGIN;
 }
 
 /* What is against redirecting. */
@@ -194,7 +205,7 @@ int hop(struct sk_msg_md *msg)
 	if (e->proxy) {
 		if (unread || why == FALLBACK_BLOCKING || why == FALLBACK_OPTIONS)
 			want_leave(e, n);
-		if (unread && redirect_hop(msg, e))
+		if (unread && has_margin(to) && redirect_hop(msg, e))
 			return SK_PASS;
 	} else if (unread) {
 		__sync_fetch_and_add(&n->hops_mixed, 1);

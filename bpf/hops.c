@@ -104,7 +104,15 @@ INLINE void accepted_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct t
 INLINE void end_hop(struct bpf_sock *sk)
 {
 	struct hop_end *e = bpf_sk_storage_get(&hop_ends, sk, 0, 0);
+	struct hop *h;
 
-	if (e && e->peer.side == SIDE_SERVER)
+	if (!e)
+		return;
+	if (e->peer.side == SIDE_SERVER) {
 		bpf_map_delete_elem(&hops, &e->peer.client);
+		return;
+	}
+	h = bpf_map_lookup_elem(&hops, &e->peer.client);
+	if (h)
+		h->sockets[SIDE_SERVER] = 0; /* its memory is another socket's soon */
 }

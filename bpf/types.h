@@ -308,6 +308,7 @@ enum socket_flags {
 	SOCKET_DNS = 1 << 3,      /* talks to the DNS proxy instead of address */
 	SOCKET_SOURCE = 1 << 4,   /* own: the server shall see address as client */
 	SOCKET_DIRECT = 1 << 5,   /* goes to a workload of this node */
+	SOCKET_HOP = 1 << 6,      /* own: who writes to it knows of hops */
 };
 
 struct socket {

@@ -28,6 +28,20 @@ func (c *Capture) OwnSocketWithSource(fd int, client netip.AddrPort) error {
 	if m := c.marker.Load(); m != nil {
 		return (*m)(fd, client)
 	}
+	flags := bpf.CaptureSocketFlagsSOCKET_OWN | bpf.CaptureSocketFlagsSOCKET_SOURCE
+	if c.HasHops() {
+		flags |= bpf.CaptureSocketFlagsSOCKET_HOP
+	}
+	return c.mark(fd, bpf.CaptureSocket{Flags: flags, Address: toAddress(client)})
+}
+
+// OthersSocket marks a socket of the process before as OwnSocket does, or, with
+// a client, as OwnSocketWithSource. That process looks after hops in state of its
+// own, so none is made of it.
+func (c *Capture) OthersSocket(fd int, client netip.AddrPort) error {
+	if !client.IsValid() {
+		return c.OwnSocket(fd)
+	}
 	return c.mark(fd, bpf.CaptureSocket{
 		Flags:   bpf.CaptureSocketFlagsSOCKET_OWN | bpf.CaptureSocketFlagsSOCKET_SOURCE,
 		Address: toAddress(client),

@@ -156,15 +156,31 @@ func (h *hop) mayBeMixed(s state) bool {
 	return h != nil && (s&readable != 0 || h.leaving && !h.done || h.set.mixed())
 }
 
-// mixed says whether data of some application may have begun to come both ways
-// since the turn before this one. Then a short read does not prove that nothing
-// is left: the edges of both may have been one.
+// mixing knows whether data of some application may have begun to come both ways
+// lately. Then a short read does not prove that nothing is left: the edges of
+// both may have been one.
+//
+// The edge of what came directly was raised before Hops.Mixed changed. When the
+// change is seen that edge has been delivered, or comes with the next turn, or
+// with a later one if that has no place for all.
+type mixing struct {
+	turn    time.Duration // that is and seen are about
+	seen    uint32
+	is      bool
+	lasting bool // the next turn is concerned as well
+}
+
+func (m *mixing) look(counter uint32, full bool) {
+	changed := counter != m.seen
+	m.seen = counter
+	m.is = changed || m.lasting
+	m.lasting = changed || m.lasting && full
+}
+
 func (s *Relays) mixed() bool {
-	if now := s.loop.Now(); now != s.mixedAt {
-		s.mixedAt = now
-		m := s.options.Hops.Mixed()
-		s.isMixed = m != s.hopsMixed
-		s.hopsMixed = m
+	if now := s.loop.Now(); now != s.mixing.turn {
+		s.mixing.turn = now
+		s.mixing.look(s.options.Hops.Mixed(), s.loop.Full())
 	}
-	return s.isMixed
+	return s.mixing.is
 }

@@ -43,19 +43,27 @@ func (q *queue) add(p []byte) bool {
 // then with EAGAIN. Several chunks leave with one writev.
 func (q *queue) writeTo(fd int, vec []unix.Iovec) (written int, e unix.Errno) {
 	for len(q.chunks) > 0 {
-		vec = vec[:0]
-		off := q.off
-		for _, c := range q.chunks[:min(len(q.chunks), maxVec)] {
-			vec = append(vec, loop.Iovec(c[off:]))
-			off = 0
-		}
-		n, e := loop.Writev(fd, vec)
+		n, e := q.writeSome(fd, vec)
 		if e != 0 {
 			return written, e
 		}
 		written += n
-		q.drop(n)
 	}
+	return written, 0
+}
+
+// writeSome writes once.
+func (q *queue) writeSome(fd int, vec []unix.Iovec) (written int, e unix.Errno) {
+	vec = vec[:0]
+	off := q.off
+	for _, c := range q.chunks[:min(len(q.chunks), maxVec)] {
+		vec = append(vec, loop.Iovec(c[off:]))
+		off = 0
+	}
+	if written, e = loop.Writev(fd, vec); e != 0 {
+		return 0, e
+	}
+	q.drop(written)
 	return written, 0
 }
 

@@ -202,7 +202,11 @@ func (r *relay) write(v []unix.Iovec, n int) {
 		return
 	}
 	defer r.set.loop.Contain(r) // the tunnel is in the middle of others' data
-	done, e := loop.Writev(r.reg.FD(), v)
+	var done int
+	var e unix.Errno
+	if !r.hop.blocks() { // since this was gathered
+		done, e = loop.Writev(r.reg.FD(), v)
+	}
 	switch {
 	case e == unix.EAGAIN || r.hop.refuses(e):
 		done = 0
@@ -260,17 +264,17 @@ func (r *relay) enqueue(p []byte) bool {
 	return false
 }
 
-// drain writes the queue.
+// drain writes the queue. Each write may be the one after which the hop has to
+// wait.
 func (r *relay) drain() {
-	if r.hop.blocks() {
-		return
-	}
-	if r.queue != nil {
-		n, e := r.queue.writeTo(r.reg.FD(), r.set.vec)
+	for r.queue != nil && !r.hop.blocks() {
+		n, e := r.queue.writeSome(r.reg.FD(), r.set.vec)
 		if n > 0 {
 			r.moved(n)
 		}
 		switch {
+		case r.is(dead):
+			return
 		case e == unix.EAGAIN:
 			r.state |= blocked
 			return
@@ -280,8 +284,9 @@ func (r *relay) drain() {
 		case e != 0:
 			r.appFailed(fmt.Errorf("write: %w", e))
 			return
+		case len(r.queue.chunks) == 0:
+			r.queue = nil
 		}
-		r.queue = nil
 	}
 	r.finish()
 }

@@ -73,9 +73,8 @@ type Relays struct {
 	vec    []unix.Iovec // for readv and writev
 	gather gather
 
-	hopsWanted, hopsMixed uint32
-	mixedAt               time.Duration // the turn that isMixed is about
-	isMixed               bool
+	hopsWanted uint32
+	mixing     mixing
 }
 
 // member is a connection that the sweep looks at.

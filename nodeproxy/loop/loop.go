@@ -164,6 +164,9 @@ func (l *Loop) Done() <-chan struct{} { return l.done }
 // Name returns the loop's name.
 func (l *Loop) Name() string { return l.name }
 
+// Full says that there may be more events than this turn has brought.
+func (l *Loop) Full() bool { return len(l.events) == maxEvents }
+
 // Now is the time of this turn, measured from the loop's creation on the
 // monotonic clock. It costs nothing.
 func (l *Loop) Now() time.Duration { return l.now }

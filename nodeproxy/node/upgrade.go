@@ -263,8 +263,5 @@ func (n *Node) giveBack(c *l4.Client) bool {
 
 // mark marks a socket of the process before.
 func (n *Node) mark(fd int, client netip.AddrPort) error {
-	if client.IsValid() {
-		return n.capture.OwnSocketWithSource(fd, client)
-	}
-	return n.capture.OwnSocket(fd)
+	return n.capture.OthersSocket(fd, client)
 }

@@ -75,6 +75,15 @@ var raceDetector = os.Getenv("E2E_RACE") != ""
 // catalog after two minutes only.
 const patience = 150 * time.Second
 
+// hops, if set, is added to the configuration of every node: E2E_HOPS=auto runs
+// tests with connections between applications and the proxy spliced.
+func hops() string {
+	if mode := os.Getenv("E2E_HOPS"); mode != "" {
+		return "spliceHops: " + mode + "\n"
+	}
+	return ""
+}
+
 // lab is a topology with a mesh on it.
 type lab struct {
 	*testing.T
@@ -163,6 +172,9 @@ func (l *lab) start(host, extra string) *meshnode.Node {
 func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
 	l.Helper()
 	o.Host, o.CADir = l.net.Host(host), l.caDir
+	if !strings.Contains(o.Extra, "spliceHops") {
+		o.Extra = hops() + o.Extra
+	}
 	if !o.NoMeshFile {
 		o.MeshFile = l.meshFile
 	}
