@@ -87,7 +87,6 @@ type hopPair struct {
 
 func (w *hopWorld) hop(k hopKind) *hopPair {
 	w.t.Helper()
-	h := &hopPair{hopWorld: w, app: -1, proxy: -1, wanted: w.HopsWanted()}
 	take := func(a *actor, fd int) int {
 		mine, err := unix.PidfdGetfd(a.pidfd, fd, 0)
 		if err != nil {
@@ -96,35 +95,50 @@ func (w *hopWorld) hop(k hopKind) *hopPair {
 		a.close(fd)
 		return mine
 	}
-	if k.dialled {
-		fd := w.proxy.socket(domainOf(k.addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
-		w.proxy.with(fd, func(fd int) error {
-			return w.OwnSocketWithSource(fd, netip.MustParseAddrPort(k.addr))
-		})
-		if err := w.proxy.connect(fd, k.addr); err != nil {
-			w.t.Fatal(err)
-		}
-		conn, _ := w.back.acceptNonblock(w.servers[k.addr])
-		h.proxy, h.app = take(w.proxy, fd), take(w.back, conn)
-		var err error
-		if h.key, err = HopOf(h.proxy); err != nil {
-			w.t.Fatal(err)
-		}
-	} else {
-		fd, err := w.front.dialNonblock(k.addr)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		listener := w.outbound[domainOf(k.addr)]
-		conn, client := w.world.proxy.acceptNonblock(listener)
-		flow, err := w.Flow(w.cookie, client, w.world.proxy.local(conn))
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		h.app, h.proxy, h.key = take(w.front, fd), take(w.world.proxy, conn), Hop{Client: flow.ClientCookie}
-	}
+	h := &hopPair{hopWorld: w, wanted: w.HopsWanted()}
+	app, proxy, key := w.connect(k, unix.SOCK_NONBLOCK)
+	h.app, h.proxy, h.key = take(w.application(k), app), take(w.proxy, proxy), key
 	w.t.Cleanup(h.close)
 	return h
+}
+
+// application is the actor that plays it.
+func (w *hopWorld) application(k hopKind) *actor {
+	if k.dialled {
+		return w.back
+	}
+	return w.front
+}
+
+// connect makes a connection; flags are those of the application's socket. The
+// sockets are the actors'.
+func (w *hopWorld) connect(k hopKind, flags int) (app, proxy int, key Hop) {
+	w.t.Helper()
+	if k.dialled {
+		proxy = w.proxy.socket(domainOf(k.addr), unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+		w.proxy.with(proxy, func(fd int) (err error) {
+			if err := w.OwnSocketWithSource(fd, netip.MustParseAddrPort(k.addr)); err != nil {
+				return err
+			}
+			key, err = HopOf(fd)
+			return err
+		})
+		if err := w.proxy.connect(proxy, k.addr); err != nil {
+			w.t.Fatal(err)
+		}
+		app = w.back.must(call{Op: "accept", FD: w.servers[k.addr], Type: flags}).FD
+		return app, proxy, key
+	}
+	app = w.front.socket(domainOf(k.addr), unix.SOCK_STREAM|flags)
+	if err := w.front.connect(app, k.addr); err != nil {
+		w.t.Fatal(err)
+	}
+	proxy, client := w.proxy.acceptNonblock(w.outbound[domainOf(k.addr)])
+	flow, err := w.Flow(w.cookie, client, w.proxy.local(proxy))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return app, proxy, Hop{Client: flow.ClientCookie}
 }
 
 func (h *hopPair) close() { closeOnce(&h.app); closeOnce(&h.proxy) }
@@ -252,24 +266,9 @@ func TestHop(t *testing.T) {
 	})
 }
 
-// TestHopFallback: what is never spliced, and works.
+// TestHopFallback: a workload that is not to be spliced.
 func TestHopFallback(t *testing.T) {
 	w := newHopWorld(t)
-	fd, err := w.front.dial(virtual4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, client := w.world.proxy.accept(w.outbound[unix.AF_INET])
-	flow, err := w.Flow(w.cookie, client, w.world.proxy.local(conn))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.isSpliced(Hop{Client: flow.ClientCookie}) {
-		t.Error("a socket that blocks was spliced")
-	}
-	w.front.close(fd)
-	w.world.proxy.close(conn)
-
 	front := w.workload("front")
 	front.Unspliced = true
 	w.apply(State{Workloads: []Workload{front, w.workload("back")}, Destinations: []Destination{destination(virtual4, "db")}})
