@@ -179,3 +179,16 @@ func TestBackAndForth(t *testing.T) {
 		w.isSpliced(t, p.client)
 	}
 }
+
+// TestApplyKeepsWhatIsSeen: a listener that is known to accept sockets that don't
+// block stays known when the state is applied again.
+func TestApplyKeepsWhatIsSeen(t *testing.T) {
+	w := newSplicing(t)
+	if w.port(direct4).Flags&bpf.CapturePortFlagsPORT_NONBLOCKING == 0 {
+		t.Fatal("the listener is not known")
+	}
+	w.apply(w.directState(Allow))
+	p := w.pair(virtual4, direct4)
+	p.exchange(t, 1000)
+	w.isSpliced(t, p.client)
+}

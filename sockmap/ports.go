@@ -65,7 +65,10 @@ func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
 // guardPorts writes what is declared or listened on.
 func (c *Capture) guardPorts(declared, listening map[bpf.CapturePortKey]uint32, have map[bpf.CapturePortKey]bpf.CapturePort) error {
 	for key, p := range c.wantPorts(declared, listening) {
-		if p == have[key] {
+		// What the kernel has seen of the listener's sockets stays with it.
+		was := have[key]
+		was.Flags &^= bpf.CapturePortFlagsPORT_NONBLOCKING | bpf.CapturePortFlagsPORT_BLOCKING
+		if p == was {
 			continue
 		}
 		how := ebpf.UpdateAny

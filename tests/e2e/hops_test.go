@@ -70,16 +70,16 @@ func since(now, before api.SplicedHops) api.SplicedHops {
 // ways one after the other; small ones go directly.
 func TestHops(t *testing.T) {
 	l, _ := hopsLab(t)
-	for _, size := range []int{1, 4000, 40_000, 70_000, 120_000} {
+	for _, size := range []int{1, 4000, 20_000, 60_000} {
 		before := map[string]api.SplicedHops{"a": l.splice("a").Hops, "b": l.splice("b").Hops}
-		l.exchange(16, 200, size)
+		l.exchange(16, 100, size)
 		for _, host := range []string{"a", "b"} {
 			h := since(l.splice(host).Hops, before[host])
 			t.Logf("%d bytes on %s: %+v", size, host, h)
 			if h.Spliced != 16 {
 				t.Errorf("%d connections were spliced on %s", h.Spliced, host)
 			}
-			if all := uint64(16 * 200 * size); size == 4000 && (h.FromApplications < all/2 || h.FromProxy < all/2) {
+			if all := uint64(16 * 100 * size); size == 4000 && (h.FromApplications < all/2 || h.FromProxy < all/2) {
 				t.Errorf("little went directly on %s: %+v", host, h)
 			}
 		}
