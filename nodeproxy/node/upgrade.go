@@ -95,8 +95,14 @@ func (n *Node) handOver(ctx context.Context, next *handover.Successor) (handover
 	if err != nil {
 		return handover.Serving{}, err
 	}
+	if apart {
+		// Its maps end with this process, and with them what is redirected.
+		if err := n.capture.PauseHops("another process serves"); err != nil {
+			return handover.Serving{}, err
+		}
+	}
 	if err := n.capture.Yield(); err != nil {
-		return handover.Serving{}, err
+		return handover.Serving{}, errors.Join(err, n.applySplicing(n.conf.Load()))
 	}
 	thaw := func() {}
 	if apart {
@@ -162,7 +168,7 @@ func (n *Node) resume(stopped bool) error {
 		}
 	}
 	n.reloads.applySoon()
-	return nil
+	return n.applySplicing(n.conf.Load())
 }
 
 // giveWay makes the new process the main one and begins to drain.
