@@ -73,7 +73,7 @@ func chooseNodes(ctx context.Context, h *harness) {
 }
 
 func manyBeside(ctx context.Context, h *harness, p peer) error {
-	if p.name() != meshproxyName || !h.plan.wants("workloads") {
+	if p.name() != meshproxyName {
 		return nil
 	}
 	return h.measureWorkloads(ctx)
