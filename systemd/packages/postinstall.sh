@@ -12,6 +12,11 @@ systemd-sysusers /usr/lib/sysusers.d/meshproxy.conf
 # Paths that a container doesn't have are its own business.
 systemd-tmpfiles --create /usr/lib/tmpfiles.d/meshproxy.conf || true
 
+# By rpm's convention it is for presets to say whether a new service is enabled.
+if [ "$1" = 1 ]; then
+	systemctl --no-reload preset meshproxy.service || true
+fi
+
 [ -d /run/systemd/system ] || exit 0
 systemctl daemon-reload
 # A new version takes over from the running one; connections don't notice.

@@ -8,12 +8,14 @@ case "$1" in
 purge)
 	rm -rf /etc/meshproxy /var/lib/meshproxy /run/meshproxy /var/lib/private/meshproxy
 	rmdir /sys/fs/bpf/meshproxy 2>/dev/null || true
-	if getent passwd meshproxy >/dev/null; then
-		userdel meshproxy 2>/dev/null || true
-	fi
-	if getent group meshproxy >/dev/null; then
-		groupdel meshproxy 2>/dev/null || true
-	fi
+	for name in meshproxy meshproxy-netns; do
+		if getent passwd "$name" >/dev/null; then
+			userdel "$name" 2>/dev/null || true
+		fi
+		if getent group "$name" >/dev/null; then
+			groupdel "$name" 2>/dev/null || true
+		fi
+	done
 	;;
 remove | 0)
 	rm -rf /run/meshproxy

@@ -36,9 +36,7 @@ func testUpgrade(t *testing.T, s *site) {
 	s.a.configure(t, "drainTimeout", "1h")
 	first := s.a.pid(t)
 	s.b.Shell(t, "truncate -s 0 /var/log/front.log")
-	s.underLoad(t, "upgrade", func() { s.a.Run(t, "dpkg", "--install", "/srv/next.deb") }, s.a, s.b)
-	s.a.restarted(t, first)
-	s.a.Eventually(t, "the new version serves", "meshproxy status | grep '"+nextVersion+"'")
+	s.replaced(t, "upgrade", "dpkg --install /srv/next.deb", nextVersion)
 	s.both(t, func(t *testing.T, h *host) {
 		h.answered(t, "front")
 		unharmed(t, h, "front")
@@ -50,10 +48,27 @@ func testUpgrade(t *testing.T, s *site) {
 
 // testDowngrade: back to the version before is no different.
 func testDowngrade(t *testing.T, s *site) {
-	next := s.a.pid(t)
-	s.underLoad(t, "downgrade", func() { s.a.Run(t, "dpkg", "--install", "/srv/meshproxy.deb") }, s.a, s.b)
-	s.a.restarted(t, next)
-	s.a.Eventually(t, "the version before serves", "meshproxy status | grep running | tee /dev/stderr | grep -v '"+nextVersion+"'")
+	s.replaced(t, "downgrade", "dpkg --install /srv/meshproxy.deb", "")
+}
+
+// replaced installs another version on a under load: another process takes over,
+// and the service was never stopped. An empty version is that of these sources.
+func (s *site) replaced(t *testing.T, what, command, version string) {
+	t.Helper()
+	const active = "systemctl show -P ActiveEnterTimestampMonotonic meshproxy"
+	before, since := s.a.pid(t), s.a.Shell(t, active)
+	s.underLoad(t, what, func() { s.a.Shell(t, command) }, s.a, s.b)
+	s.a.restarted(t, before)
+	serves := "meshproxy status | tee /dev/stderr | grep -E '^ *running ' | "
+	if version == "" {
+		serves += "grep -v '" + nextVersion + "'"
+	} else {
+		serves += "grep '" + version + "'"
+	}
+	s.a.Eventually(t, "the version of the package serves", serves)
+	if now := s.a.Shell(t, active); now != since {
+		t.Errorf("the service was stopped for the %s: active since %s, and before it since %s", what, now, since)
+	}
 }
 
 // testRestart: what a's workloads attempt while there is no process waits for the
@@ -85,8 +100,8 @@ func (s *site) underLoad(t *testing.T, what string, do func(), unnoticed ...*hos
 	s.both(t, func(t *testing.T, h *host) {
 		h.answered(t, "load")
 		calls := h.calls(t, "load")
-		s.summary.note(fmt.Sprintf("%s of a, from %s: %d connections, %d failed, the longest took %v",
-			what, h.Name(), calls.Requests, calls.Errors, time.Duration(calls.Max)*time.Microsecond))
+		s.summary.note(fmt.Sprintf("%s of a, from %s: %d connections, %d failed, the longest took %v %s",
+			what, h.Name(), calls.Requests, calls.Errors, time.Duration(calls.Max)*time.Microsecond, calls.Error))
 		if slices.Contains(unnoticed, h) {
 			unharmed(t, h, "load")
 		}

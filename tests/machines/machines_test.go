@@ -17,26 +17,31 @@ func TestMachines(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		run  func(t *testing.T, s *site)
+		// outside: the mesh is gone after it.
+		outside bool
 	}{
-		{"install", testInstall},
-		{"calls across", testCalls},
-		{"reload", testReload},
-		{"containers", testContainers},
-		{"upgrade", testUpgrade},
-		{"downgrade", testDowngrade},
-		{"restart", testRestart},
-		{"killed", testKilled},
-		{"hangs", testHangs},
-		{"out of memory", testOutOfMemory},
-		{"disk full", testDiskFull},
-		{"reboot", testReboot},
-		{"stopped", testStopped},
-		{"removed", testRemoved},
+		{name: "install", run: testInstall},
+		{name: "calls across", run: testCalls},
+		{name: "reload", run: testReload},
+		{name: "containers", run: testContainers},
+		{name: "upgrade", run: testUpgrade},
+		{name: "downgrade", run: testDowngrade},
+		{name: "restart", run: testRestart},
+		{name: "killed", run: testKilled},
+		{name: "hangs", run: testHangs},
+		{name: "out of memory", run: testOutOfMemory},
+		{name: "disk full", run: testDiskFull},
+		{name: "reboot", run: testReboot},
+		{name: "stopped", run: testStopped},
+		{name: "removed", run: testRemoved, outside: true},
+		{name: "rpm: installed", run: testRPMInstall},
+		{name: "rpm: upgrade", run: testRPMUpgrade},
+		{name: "rpm: removed", run: testRPMRemoved, outside: true},
 	} {
 		begin := time.Now()
 		ok := t.Run(step.name, func(t *testing.T) {
 			step.run(t, s)
-			if step.name != "removed" {
+			if !step.outside {
 				s.both(t, noHoles)
 			}
 		})

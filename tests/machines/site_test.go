@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +18,9 @@ import (
 )
 
 const module = "github.com/meshproxy/meshproxy"
+
+// packages are what the machines have beside Debian's own.
+var packages = slices.Concat(containerPackages, rpmPackages)
 
 // host is one of the two machines.
 type host struct {
@@ -77,6 +81,8 @@ node: {name: %s, address: %s, trustDomain: mesh.internal}
 identity: {provider: embedded}
 sources: {static: {files: [mesh.yaml]}}
 log: {level: info}
+# An emulated start takes longer than another node waits for an endpoint.
+defaults: {connectTimeout: 1m}
 drainTimeout: 3s
 upgradeTimeout: 10m
 restartTimeout: 5s
@@ -130,11 +136,10 @@ func newSite(t *testing.T) *site {
 		files := append([]vm.File{
 			{Path: "/srv/etc/meshproxy.yaml", Content: fmt.Sprintf(config, name, h.addr), Mode: 0o640},
 			{Path: "/srv/etc/mesh.yaml", Content: mesh, Mode: 0o640},
-			{Path: dropIns + "/slow.conf", Content: slow},
 			// Names are asked for while no process answers, too.
 			{Path: "/etc/resolv.conf", Content: "nameserver 192.0.2.53\noptions timeout:120 attempts:5\n"},
 			unit("back", "serve -name back-"+name+" -tcp "+h.addr+":8080"),
-			unit("front", "call -tcp back-"+h.other+":80 -rate 2 -timeout 10s"),
+			unit("front", "call -tcp back-"+h.other+":80 -rate 2 -timeout 1m"),
 			unit("load", "call -fresh -tcp back-"+h.other+":80 -rate 5 -timeout 10m"),
 			unit("knock", "call -fresh -tcp "+h.far+":7777 -rate 4 -timeout 2s"),
 			unit("stranger", "call -fresh -tcp "+h.far+":8080 -rate 2 -timeout 2s"),
@@ -144,7 +149,7 @@ func newSite(t *testing.T) *site {
 			files = append(files, containers...)
 		}
 		options = append(options, vm.Options{
-			Name: name, Switch: lan, Memory: 768, Files: files, Packages: containerPackages,
+			Name: name, Switch: lan, Memory: 768, Files: files, Packages: packages,
 			Addresses: []string{h.addr + "/24", "fd00:77::" + h.addr[len(h.addr)-1:] + "/64"},
 		})
 	}
@@ -223,7 +228,7 @@ func (h *host) dial(t *testing.T, address string) vm.Result {
 // dialling is the command for dial.
 func (h *host) dialling(t *testing.T, address string) string {
 	return "systemd-run --quiet --wait --pipe --collect --unit=dial@" + strings.Map(unitName, t.Name()) +
-		" /usr/local/bin/workload dial-once -send hello -timeout 30s -address " + address
+		" /usr/local/bin/workload dial-once -send hello -timeout 2m -address " + address
 }
 
 func unitName(r rune) rune {

@@ -36,7 +36,8 @@ type manager struct {
 	purge                               string
 	verify                              string
 	zsh                                 string
-	config                              string // what removal leaves of a configuration that was changed
+	first                               []string // what systemd is asked for at the first installation only
+	config                              string   // what removal leaves of a configuration that was changed
 }
 
 var managers = []manager{
@@ -52,12 +53,13 @@ var managers = []manager{
 		format: "rpm", install: "rpm --install --nodeps", upgrade: "rpm --upgrade --nodeps",
 		downgrade: "rpm --upgrade --oldpackage --nodeps",
 		remove:    "rpm --erase meshproxy", purge: purgeByHand, verify: "rpm --verify --nodeps --nogroup meshproxy",
-		zsh: "site-functions", config: "/etc/meshproxy/meshproxy.yaml.rpmsave",
+		first: []string{"--no-reload preset meshproxy.service"},
+		zsh:   "site-functions", config: "/etc/meshproxy/meshproxy.yaml.rpmsave",
 	},
 }
 
 // purgeByHand is what docs/systemd.md says where no package manager purges.
-const purgeByHand = "rm -rf /etc/meshproxy /var/lib/meshproxy && userdel meshproxy"
+const purgeByHand = "rm -rf /etc/meshproxy /var/lib/meshproxy && userdel meshproxy && userdel meshproxy-netns"
 
 func TestPurgeByHandIsDocumented(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "systemd.md"))
@@ -80,7 +82,7 @@ func TestPackages(t *testing.T) {
 			file := "/meshproxy." + p.format
 
 			m.sh(p.install + " " + this + file)
-			m.asks("daemon-reload", "--quiet is-active meshproxy.service")
+			m.asks(append(p.first, "daemon-reload", "--quiet is-active meshproxy.service")...)
 			m.installed(p.zsh)
 			m.says("", p.verify)
 			m.says(thisVersion, versionOf)

@@ -99,7 +99,7 @@ func (p *Process) WaitOutput(ctx context.Context, what string) error {
 
 // patience bounds the commands of Run and its kind; it is generous, since
 // emulated machines on a busy one are slow.
-const patience = 5 * time.Minute
+const patience = 10 * time.Minute
 
 // Run runs a command, which must succeed, and returns its standard output.
 func (v *VM) Run(t testing.TB, args ...string) string {

@@ -49,7 +49,7 @@ type VM struct {
 }
 
 // bootPatience is how long a boot may take on a machine that is busy.
-const bootPatience = 5 * time.Minute
+const bootPatience = 10 * time.Minute
 
 // Boot boots a machine and waits until systemd has started everything. The
 // machine lasts as long as the test.
