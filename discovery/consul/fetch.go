@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
@@ -152,7 +153,7 @@ func (r *run) askAgain(ctx context.Context, k targetKey, index uint64, wait time
 		return list, false, meta, err
 	}
 	var body json.RawMessage
-	if meta, err = r.askRows(ctx, k, index, wait, &body); err != nil {
+	if meta, err = r.askRows(consulagent.Unless(ctx, index), k, index, wait, &body); err != nil {
 		return nil, false, nil, err
 	}
 	if meta.LastIndex == index && !meta.ResultsFilteredByACLs {

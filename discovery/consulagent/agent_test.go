@@ -3,6 +3,7 @@
 package consulagent
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -163,5 +164,55 @@ func TestRefusals(t *testing.T) {
 		if got := Rule(tt.err); got != tt.rule {
 			t.Errorf("%v: rule %s, want %s", tt.err, got, tt.rule)
 		}
+	}
+}
+
+// TestUnless: an answer that is known is not decoded, and the connection is used
+// again.
+func TestUnless(t *testing.T) {
+	var header http.Header
+	connections := make(map[string]bool)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		connections[r.RemoteAddr] = true
+		if r.Header.Get("Accept-Encoding") != "" {
+			t.Errorf("compression asked for: %q", r.Header.Get("Accept-Encoding"))
+		}
+		for name, values := range header {
+			w.Header()[name] = values
+		}
+		fmt.Fprintf(w, "%q", strings.Repeat("x", 100_000))
+	}))
+	defer server.Close()
+	agent, err := New(Settings{Address: server.URL}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Close()
+	for _, tt := range []struct {
+		name   string
+		ctx    context.Context
+		header http.Header
+		spared bool
+	}{
+		{"known", Unless(t.Context(), 7), http.Header{indexHeader: {"7"}}, true},
+		{"another index", Unless(t.Context(), 7), http.Header{indexHeader: {"8"}}, false},
+		{"no index", Unless(t.Context(), 7), nil, false},
+		{"something left out", Unless(t.Context(), 7), http.Header{indexHeader: {"7"}, filteredHeader: {"true"}}, false},
+		{"nothing left out", Unless(t.Context(), 7), http.Header{indexHeader: {"7"}, filteredHeader: {"false"}}, true},
+		{"not known", t.Context(), http.Header{indexHeader: {"7"}}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			header = tt.header
+			got := "untouched"
+			if _, err := agent.Raw().Query("/v1/anything", &got, (&api.QueryOptions{}).WithContext(tt.ctx)); err != nil {
+				t.Fatal(err)
+			}
+			if spared := got == "untouched"; spared != tt.spared {
+				t.Errorf("%d bytes decoded, want none: %t", len(got), tt.spared)
+			}
+		})
+	}
+	if len(connections) != 1 {
+		t.Errorf("%d connections", len(connections))
 	}
 }

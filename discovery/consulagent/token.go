@@ -42,7 +42,14 @@ func (a *authorizing) RoundTrip(r *http.Request) (*http.Response, error) {
 	if token != "" {
 		r.Header.Set(header, token)
 	}
-	return a.next.RoundTrip(r)
+	answer, err := a.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := spare(r.Context(), answer); err != nil {
+		return nil, err
+	}
+	return answer, nil
 }
 
 // current reads the file if it has changed. One that is gone, as during its
