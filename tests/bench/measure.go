@@ -24,7 +24,7 @@ type plan struct {
 	// measured, permitted upstreams, and a window without changes.
 	services, upstreams int
 	quiet               time.Duration
-	// only are the probes that are wanted; nil is all, and what is beside them.
+	// only are the probes that are wanted, "rest" what is beside them; nil is all.
 	only []string
 }
 
@@ -43,6 +43,9 @@ var (
 func (p plan) wanted(group []probe) []probe {
 	return slices.DeleteFunc(slices.Clone(group), func(pr probe) bool { return p.only != nil && !slices.Contains(p.only, pr.name) })
 }
+
+// rest says whether what is measured beside the probes is to be.
+func (p plan) rest() bool { return p.only == nil || slices.Contains(p.only, "rest") }
 
 // values are figures by name.
 type values map[string]float64
