@@ -131,6 +131,7 @@ func New(o Options) (*Loop, error) {
 		l.poller.close()
 		return nil, err
 	}
+	l.poller.post = l.inbox.fd
 	l.Every(o.TickInterval, l.keepHouse)
 	return l, nil
 }
