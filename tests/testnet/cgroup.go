@@ -36,71 +36,94 @@ func cgroup2Mount() (string, error) {
 // killCgroup kills every process of the cgroup and below it, and waits until
 // they are gone.
 func killCgroup(path string) error {
-	err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = killProcesses(path)
+	deadline := time.Now().Add(killPatience)
+	for {
+		err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = killProcesses(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("kill cgroup: %w", err)
+		}
+		// Again, where one by one was not enough.
+		empty, err := waitEmpty(path, time.Second)
+		if empty || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("empty cgroup %s: processes are left", path)
+		}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("kill cgroup: %w", err)
-	}
-	return waitEmpty(path)
 }
 
-// killProcesses does what cgroup.kill does since Linux 5.14, for processes that
-// don't fork meanwhile.
+// killPatience is how long processes may take to die.
+const killPatience = time.Minute
+
+// killProcesses does what cgroup.kill does since Linux 5.14, save for processes
+// that come meanwhile.
 func killProcesses(path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return err
 	}
-	return filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() != "cgroup.procs" {
-			return err
+	var errs []error
+	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == "cgroup.procs" {
+			err = killListed(p)
 		}
-		pids, err := os.ReadFile(p)
-		if err != nil {
-			return err
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) { // a cgroup that is gone
+			errs = append(errs, err)
 		}
-		for _, field := range strings.Fields(string(pids)) {
-			pid, err := strconv.Atoi(field)
-			if err != nil {
-				return err
-			}
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
-				return err
-			}
-		}
-		return nil
+		return nil // the others are to be killed all the same
 	})
+	return errors.Join(errs...)
 }
 
-// waitEmpty waits until cgroup.events says that no process is left. The kernel
-// raises POLLPRI on that file when it changes.
-func waitEmpty(path string) error {
+// killListed kills the processes that a file lists.
+func killListed(file string) error {
+	pids, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	for field := range strings.FieldsSeq(string(pids)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("kill %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// waitEmpty waits until cgroup.events says that no process is left, and reports
+// whether it did. The kernel raises POLLPRI on that file when it changes.
+func waitEmpty(path string, limit time.Duration) (bool, error) {
 	f, err := os.Open(filepath.Join(path, "cgroup.events"))
 	if err != nil {
-		return fmt.Errorf("watch cgroup: %w", err)
+		return false, fmt.Errorf("watch cgroup: %w", err)
 	}
 	defer f.Close()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(limit)
 	buf := make([]byte, 256)
 	for {
 		n, err := f.ReadAt(buf, 0)
 		if n == 0 {
-			return fmt.Errorf("watch cgroup: %w", err)
+			return false, fmt.Errorf("watch cgroup: %w", err)
 		}
 		if strings.Contains(string(buf[:n]), "populated 0") {
-			return nil
+			return true, nil
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return fmt.Errorf("empty cgroup %s: processes are left", path)
+			return false, nil
 		}
 		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
 		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
-			return fmt.Errorf("watch cgroup: %w", err)
+			return false, fmt.Errorf("watch cgroup: %w", err)
 		}
 	}
 }

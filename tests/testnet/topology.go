@@ -137,6 +137,7 @@ func (t *Topology) Close() error {
 
 	errs := []error{killCgroup(t.Cgroup())}
 	for _, p := range processes {
+		_ = p.Kill() // it is dead, unless killing its cgroup failed
 		<-p.Done()
 	}
 	for _, c := range captures {
