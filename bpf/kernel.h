@@ -263,10 +263,6 @@ struct list_head {
 	struct list_head *next;
 } CO_RE;
 
-struct sk_psock {
-	struct list_head ingress_msg;
-} CO_RE;
-
 struct file {
 	unsigned int f_flags;
 } CO_RE;
@@ -276,6 +272,17 @@ struct socket___kernel {
 } CO_RE;
 
 enum sock_flags { SOCK_ZEROCOPY = 28 }; /* relocated */
+
+struct sk_buff_head {
+	__u32 qlen;
+} CO_RE;
+
+/* What a socket in a map of sockets has. */
+struct sk_psock {
+	__u32 ingress_bytes; /* of TCP, that were queued ever; since 6.14 */
+	struct sk_buff_head ingress_skb;
+	struct list_head ingress_msg;
+} CO_RE;
 
 struct sock {
 	struct sock_common __sk_common;
