@@ -5,13 +5,15 @@
  * the receiving socket. flows.c puts both ends into the map when they are
  * established.
  *
- * The receiver reads what was redirected before what came by TCP. From
- * redirecting to TCP is therefore a step that may be taken at any time; the
- * other way only when the other end has read all that TCP was given, which its
- * copied_seq tells: it has then reached the sender's write_seq.
+ * What comes by TCP is queued where redirected data is (queue, below), so that
+ * everything is read in the order in which it arrived. From redirecting to TCP is
+ * therefore a step that may be taken at any time; the other way only when all that
+ * TCP was given has arrived.
  *
  * Redirected data has no window. When there is no room for it in the receiver's
- * buffer the sender turns to TCP, which holds it back.
+ * buffer the sender turns to TCP, which holds it back. A segment of TCP's that
+ * finds no room is queued all the same, since TCP's own queue is empty, and
+ * answered with a window of zero (tcp_data_queue).
  *
  * Nobody is spliced who waits inside of read(2) or recv(2). tcp_bpf_recvmsg
  * sleeps once and answers EAGAIN to a blocking socket when it wakes without
