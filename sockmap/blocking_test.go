@@ -166,6 +166,16 @@ func TestBackAndForth(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// The receiver's buffer takes what is redirected, and TCP's window was
+		// promised besides.
+		ends := testPair{client: p.client, server: p.server}
+		buffers, err := ends.buffers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(sent) > 2*buffers+slack {
+			t.Fatalf("%d bytes were accepted by buffers of %d", len(sent), buffers)
+		}
 		if s, err := w.spliceOf(p.client); err != nil || s.Fallback == 0 {
 			t.Fatalf("state %+v, %v", s, err)
 		}

@@ -169,7 +169,8 @@ func TestSelfTest(t *testing.T) {
 	s := w.stats().Splice
 	t.Logf("self-test: %+v", s.Test)
 	for _, family := range []string{"IPv4", "IPv6"} {
-		if n := s.Test.Accepted[family]; n == 0 {
+		// Half of what a new socket's buffer holds by default (tcp_rmem), at least.
+		if n := s.Test.Accepted[family]; n < 64<<10 {
 			t.Errorf("%s: a receiver that does not read took %d bytes", family, n)
 		}
 	}
