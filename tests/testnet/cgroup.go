@@ -38,7 +38,7 @@ func cgroup2Mount() (string, error) {
 func killCgroup(path string) error {
 	deadline := time.Now().Add(killPatience)
 	for {
-		err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
+		err := writeExisting(filepath.Join(path, "cgroup.kill"), "1")
 		if errors.Is(err, fs.ErrNotExist) {
 			err = killProcesses(path)
 		}
@@ -57,6 +57,17 @@ func killCgroup(path string) error {
 			return fmt.Errorf("empty cgroup %s: processes are left", path)
 		}
 	}
+}
+
+// writeExisting is os.WriteFile without O_CREATE, for which a kernel that lacks the
+// file says EACCES.
+func writeExisting(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 // killPatience is how long processes may take to die.
