@@ -158,37 +158,46 @@ func (c *checks) watch(ctx context.Context, on bool) {
 // changeWait is how long a view may lag behind the check that changed.
 const changeWait = time.Second
 
-// take has the targets asked for that the difference is about.
+// take has the targets asked for that the difference is about. One that enters
+// a state says since which index; of one that has left it, no more is known than
+// that something changed, unless it is in the other state by now.
 func (c *checks) take(state string, list []checkRow) {
 	now := make(map[checkKey]bool, len(list))
-	for _, row := range list {
-		now[checkKey{row.Node, row.CheckID, row.ServiceName}] = true
-	}
 	before, known := c.failing[state]
 	c.failing[state] = now
-	if !known {
-		return // nothing to compare with; the targets have just been fetched
-	}
-	for k := range now {
-		if !before[k] {
-			c.touched(k)
+	for i := range list {
+		k := checkKey{list[i].Node, list[i].CheckID, list[i].ServiceName}
+		now[k] = true
+		if known && !before[k] {
+			c.touched(k, func(t *targetState) {
+				t.since = max(t.since, list[i].ModifyIndex)
+				c.run.fetches.target(t, 0)
+			})
 		}
 	}
+	// With nothing to compare with, the targets have just been fetched.
 	for k := range before {
-		if !now[k] {
-			c.touched(k)
+		if !now[k] && !c.fails(k) {
+			c.touched(k, func(t *targetState) { c.run.fetches.target(t, changeWait) })
 		}
 	}
 }
 
-func (c *checks) touched(k checkKey) {
+// fails reports whether a check is in one of the states.
+func (c *checks) fails(k checkKey) bool {
+	return slices.ContainsFunc(failingStates, func(state string) bool { return c.failing[state][k] })
+}
+
+// touched does something about the targets of a check that have no query of their
+// own.
+func (c *checks) touched(k checkKey, ask func(*targetState)) {
 	set := c.byName[k.service]
 	if k.service == "" {
 		set = c.byNode[k.node]
 	}
 	for t := range set {
 		if t.stop == nil {
-			c.run.fetches.target(t, changeWait)
+			ask(t)
 		}
 	}
 }

@@ -41,6 +41,7 @@ type targetState struct {
 	job       job
 	stop      func() // ends its own blocking query; nil without one
 	wait      time.Duration
+	since     uint64    // the last change that is known of is not older
 	doubtful  time.Time // since when some status is one of before; zero: none is
 	again     bool      // it will be asked for once more
 }
@@ -126,6 +127,9 @@ func (f *fetches) target(t *targetState, wait time.Duration) {
 	t.wait = max(t.wait, wait)
 	f.add(&t.job, func(ctx context.Context) func() func() {
 		index, wait := t.index, max(t.wait, sweepWait)
+		if t.since > t.index {
+			wait = max(wait, changeWait) // the view may lag behind the check
+		}
 		t.wait = 0 // what comes from now on is for the next time
 		// What the ACLs leave out has no index, and what is doubtful is to be
 		// looked at again.

@@ -49,6 +49,7 @@ type checkRow struct {
 	CheckID     string
 	ServiceName string
 	Namespace   string
+	ModifyIndex uint64
 }
 
 // The states of a check.
