@@ -98,7 +98,7 @@ type Listeners struct {
 	InboundHBONE netip.AddrPort
 	InboundMTLS  netip.AddrPort // invalid when it is off
 	DNS          uint16
-	// ForwardedFrom is empty when every peer's word is taken.
+	// ForwardedFrom is empty when no peer's word is proof.
 	ForwardedFrom []netip.Prefix
 	// Metrics and Readiness are invalid when they are off.
 	Metrics, Readiness netip.AddrPort

@@ -130,7 +130,7 @@ var table = []key{
 		func(c *Config) value { return listenOrOff(&c.Listeners.InboundMTLS) },
 	},
 	{
-		"listeners.forwardedFrom", "", "Networks of the other nodes, whose proxies are believed when they say for which client they open a stream; CIDR rules and the application see that address. From elsewhere it is the tunnel's own address that counts. Empty: every peer that has proven an identity is believed.", false,
+		"listeners.forwardedFrom", "", "Networks of the other nodes, whose proxies are believed when they say for which client they open a stream; CIDR rules and the application see that address. From elsewhere it is the tunnel's own address that counts. Empty: the application sees what a peer says that has proven an identity, and CIDR rules take it for a claim: one that allows wants both addresses in its network, one that denies either.", false,
 		func(c *Config) value {
 			return listOf(&c.Listeners.ForwardedFrom, "a network such as 10.0.0.0/8, with no bits set beyond its length", parseNetwork, func(p netip.Prefix) any { return p.String() }, kindText)
 		},

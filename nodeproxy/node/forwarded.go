@@ -41,15 +41,27 @@ func forwardedFor(header string) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-// believed reports whether the peer of a tunnel may speak for a client. Whoever
-// holds the key of a workload, and not only a node proxy, can open a tunnel as
-// that workload; an operator who rests rules on addresses says where the node
-// proxies are. Everybody may speak for his own address, as ztunnel does, which
-// dials from the client's.
-func believed(from []netip.Prefix, peer, client netip.Addr) bool {
+// speaksFor takes what the peer of a tunnel says about its client. Whoever holds
+// the key of a workload, and not only a node proxy, can open a tunnel as that
+// workload; so it is proof only where an operator has said that node proxies are
+// there. Where nobody has said where they are, the application is shown the
+// address as claimed, and policy takes it for what it is.
+func (s *inbound) speaksFor(header string, nodes []netip.Prefix) {
+	client, ok := forwardedFor(header)
+	switch {
+	case !ok:
+	case believed(nodes, s.client.Addr(), client.Addr()):
+		s.client = client
+	case len(nodes) == 0:
+		s.client, s.speaker = client, s.client
+	}
+}
+
+// believed reports whether the peer of a tunnel may speak for a client. Everybody
+// may speak for his own address, as ztunnel does, which dials from the client's.
+func believed(nodes []netip.Prefix, peer, client netip.Addr) bool {
 	peer = peer.Unmap()
-	return len(from) == 0 || peer == client.Unmap() ||
-		slices.ContainsFunc(from, func(p netip.Prefix) bool { return p.Contains(peer) })
+	return peer == client.Unmap() || slices.ContainsFunc(nodes, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 
 // usable: an address that a server may be shown as its client's. Loopback is

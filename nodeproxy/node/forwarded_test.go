@@ -37,24 +37,29 @@ func TestForwardedFor(t *testing.T) {
 	}
 }
 
-func TestBelieved(t *testing.T) {
+// TestSpeaksFor: whose word counts for what.
+func TestSpeaksFor(t *testing.T) {
 	nodes := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/64")}
 	for _, tc := range []struct {
-		name         string
-		from         []netip.Prefix
-		peer, client string
-		want         bool
+		name            string
+		nodes           []netip.Prefix
+		peer, header    string
+		client, speaker string
 	}{
-		{"nothing is configured", nil, "192.0.2.1", "10.1.2.3", true},
-		{"a node", nodes, "10.0.0.7", "10.1.2.3", true},
-		{"a node, mapped", nodes, "::ffff:10.0.0.7", "10.1.2.3", true},
-		{"a node, IPv6", nodes, "fd00::7", "10.1.2.3", true},
-		{"somebody else", nodes, "10.0.1.7", "10.1.2.3", false},
-		{"somebody else, of himself", nodes, "::ffff:10.0.1.7", "10.0.1.7", true},
+		{"nobody said where nodes are", nil, "192.0.2.1:9", `for="10.1.2.3:1"`, "10.1.2.3:1", "192.0.2.1:9"},
+		{"of himself", nil, "192.0.2.1:9", `for="192.0.2.1:1"`, "192.0.2.1:1", ""},
+		{"nothing is said", nil, "192.0.2.1:9", "", "192.0.2.1:9", ""},
+		{"a node", nodes, "10.0.0.7:9", `for="10.1.2.3:1"`, "10.1.2.3:1", ""},
+		{"a node, mapped", nodes, "[::ffff:10.0.0.7]:9", `for="10.1.2.3:1"`, "10.1.2.3:1", ""},
+		{"a node, IPv6", nodes, "[fd00::7]:9", `for="10.1.2.3:1"`, "10.1.2.3:1", ""},
+		{"no node", nodes, "10.0.1.7:9", `for="10.1.2.3:1"`, "10.0.1.7:9", ""},
+		{"no node, of himself", nodes, "[::ffff:10.0.1.7]:9", `for="10.0.1.7:1"`, "10.0.1.7:1", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := believed(tc.from, addr(tc.peer), addr(tc.client)); got != tc.want {
-				t.Errorf("believed(%s, %s) = %v", tc.peer, tc.client, got)
+			s := &inbound{client: addrPort(tc.peer)}
+			s.speaksFor(tc.header, tc.nodes)
+			if s.client != addrPort(tc.client) || s.speaker.IsValid() != (tc.speaker != "") || tc.speaker != "" && s.speaker != addrPort(tc.speaker) {
+				t.Errorf("client %v, speaker %v", s.client, s.speaker)
 			}
 		})
 	}

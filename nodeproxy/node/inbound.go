@@ -38,9 +38,7 @@ func (g *gate) Admit(r *l4.Request) (l4.Route, error) {
 		return g.refuse(s, reason.Wrap(reason.TunnelRefused, fmt.Errorf("authority %.64q: want an address and port", r.Authority)))
 	}
 	s.to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	if client, ok := forwardedFor(r.Field("forwarded")); ok && believed(g.node.settings().forwardedFrom, r.Peer.Remote.Addr(), client.Addr()) {
-		s.client = client
-	}
+	s.speaksFor(r.Field("forwarded"), g.node.settings().forwardedFrom)
 	v := g.node.views.load()
 	if err := s.identify(v); err != nil {
 		return g.refuse(s, err)
@@ -106,6 +104,7 @@ type inbound struct {
 	peer         spiffeid.ID // zero for plaintext
 	peerWorkload string      // as it says; for telemetry
 	client       netip.AddrPort
+	speaker      netip.AddrPort // who says that it is the client, where that is no proof
 	to           netip.AddrPort
 	target       *mesh.Workload
 	services     []mesh.Name
@@ -143,13 +142,17 @@ func (s *inbound) identify(v *view) error {
 
 // request implements judged.
 func (s *inbound) request() (policy.Request, bool) {
-	return policy.Request{
+	r := policy.Request{
 		Identity: s.peer,
 		Source:   s.client,
 		Services: s.services,
 		Workload: s.target.Name,
 		Port:     s.to.Port(),
-	}, true
+	}
+	if s.speaker.IsValid() {
+		r.Source, r.Claimed = s.speaker, s.client.Addr()
+	}
+	return r, true
 }
 
 // Next implements l4.Session: the address that was asked for, then loopback

@@ -47,7 +47,10 @@
 // none. Where plaintext clients must get in beside such a rule, the rule is
 // narrowed by CIDR. (ztunnel lets plaintext pass a deny rule on principals and
 // offers notPrincipals to close the hole; here it is closed from the start.)
-// An unknown source address is treated likewise.
+// An unknown source address is treated likewise, and so is one that a peer only
+// claims for its client, where it matters whether that is so: an allow rule on
+// addresses wants the peer's own address and the claimed one in its network, a
+// deny rule one of them.
 //
 // A source's namespace is the leading "/ns/<namespace>" of the identity's path
 // in any trust domain that the node trusts; with federated trust domains, name

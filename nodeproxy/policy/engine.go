@@ -16,8 +16,11 @@ import (
 type Request struct {
 	// Identity is the verified identity of the peer; zero for plaintext.
 	Identity spiffeid.ID
-	// Source is the true address of the client.
+	// Source is the true address of the client, or that of who speaks for it.
 	Source netip.AddrPort
+	// Claimed is the address that Source says the client has, without proof; the
+	// zero Addr if Source is the client.
+	Claimed netip.Addr
 	// Services are those that the dialled address and port serve.
 	Services []mesh.Name
 	Workload mesh.Name

@@ -190,6 +190,11 @@ func TestSources(t *testing.T) {
 		r.Source = netip.MustParseAddrPort(addr)
 		return r
 	}
+	claiming := func(addr string) Request {
+		r := request(curl)
+		r.Claimed = netip.MustParseAddr(addr)
+		return r
+	}
 	nowhere := request(curl)
 	nowhere.Source = netip.AddrPort{}
 	prefix := func(p string) mesh.PolicySource { return mesh.PolicySource{IdentityPrefix: p} }
@@ -238,6 +243,12 @@ func TestSources(t *testing.T) {
 		{"address with a zone", cidr("fe80::/10"), from("[fe80::1%eth0]:1"), true, true},
 		{"every IPv6 address is no IPv4 address", cidr("::/0"), request(curl), false, false},
 		{"unknown address", cidr("10.1.0.0/16"), nowhere, false, true},
+		{"claimed address, from there", cidr("10.1.0.0/16"), claiming("10.1.9.9"), true, true},
+		{"claimed address, from elsewhere", cidr("10.9.0.0/16"), claiming("10.9.1.1"), false, true},
+		{"claimed to be elsewhere", cidr("10.1.0.0/16"), claiming("10.9.1.1"), false, true},
+		{"claimed, and neither is there", cidr("10.2.0.0/16"), claiming("10.9.1.1"), false, false},
+		{"claimed, mapped", cidr("10.9.0.0/16"), claiming("::ffff:10.9.1.1"), false, true},
+		{"claimed, of another family", cidr("fd00::/8"), claiming("fd00::1"), false, true},
 
 		{"both fields match", mesh.PolicySource{Identity: curl, CIDR: netip.MustParsePrefix("10.1.2.3/32")}, request(curl), true, true},
 		{"address of two fields differs", mesh.PolicySource{Identity: curl, CIDR: netip.MustParsePrefix("10.1.2.4/32")}, request(curl), false, false},

@@ -185,8 +185,9 @@ func sourceChecks(s mesh.PolicySource, q *query) []check {
 		}
 	}
 	id, plaintext := q.Identity, q.Identity.IsZero()
-	add(s.CIDR.IsValid(), fmt.Sprintf("address %v", s.CIDR), q.source.IsValid(),
-		func() bool { return containsMapped(s.CIDR, q.source) })
+	within := containsMapped(s.CIDR, q.source)
+	known := q.knows(within, containsMapped(s.CIDR, q.claimed))
+	add(s.CIDR.IsValid(), fmt.Sprintf("address %v", s.CIDR), known, func() bool { return within })
 	add(!s.Identity.IsZero(), fmt.Sprintf("identity %v", s.Identity), !plaintext,
 		func() bool { return id == s.Identity })
 	add(s.IdentityPrefix != "", fmt.Sprintf("identity prefix %v", s.IdentityPrefix), !plaintext,

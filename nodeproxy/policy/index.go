@@ -259,7 +259,10 @@ func (t *table) find(q *query, unknown bool, first *int32) {
 		scan(t.unidentified, q, unknown, first)
 	}
 	if q.source.IsValid() {
-		t.findAddress(q, unknown, first)
+		t.findAddress(q.source, q, unknown, first)
+		if q.claimed.IsValid() {
+			t.findAddress(q.claimed, q, unknown, first)
+		}
 	} else if unknown {
 		scan(t.unaddressed, q, unknown, first)
 	}
@@ -294,13 +297,13 @@ func (t *table) findIdentity(q *query, unknown bool, first *int32) {
 	scan(t.prefixes[id], q, unknown, first)
 }
 
-func (t *table) findAddress(q *query, unknown bool, first *int32) {
+func (t *table) findAddress(a netip.Addr, q *query, unknown bool, first *int32) {
 	bits := t.bits6
-	if q.source.Is4() {
+	if a.Is4() {
 		bits = t.bits4
 	}
 	for _, n := range bits {
-		if p, err := q.source.Prefix(n); err == nil {
+		if p, err := a.Prefix(n); err == nil {
 			scan(t.cidrs[p], q, unknown, first)
 		}
 	}

@@ -88,6 +88,8 @@ func (c *choices) request() Request {
 	r := Request{
 		Identity: c.identity(),
 		Source:   pick(c, netip.AddrPort{}, ap("10.1.2.3:1"), ap("[::ffff:10.1.2.3]:1"), ap("[fe80::1%eth0]:1"), ap("192.0.2.1:1")),
+		Claimed: pick(c, netip.Addr{}, netip.Addr{}, netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.1.9.9"),
+			netip.MustParseAddr("::ffff:10.9.9.9"), netip.MustParseAddr("fe80::1%eth0")),
 		Workload: c.name(),
 		Port:     pick[uint16](c, 80, 81, 0),
 	}

@@ -16,6 +16,7 @@ import (
 type query struct {
 	*Request
 	source      netip.Addr // unmapped, without zone; invalid when unknown
+	claimed     netip.Addr // likewise; invalid when source is the client's
 	identified  bool
 	peer        mesh.Name // Consul's service; zero for an identity of another form
 	namespace   string
@@ -27,6 +28,7 @@ func newQuery(r *Request) query {
 	q := query{
 		Request:    r,
 		source:     plainAddr(r.Source.Addr()),
+		claimed:    plainAddr(r.Claimed),
 		identified: !r.Identity.IsZero(),
 		workload:   fullName(r.Workload),
 	}
@@ -72,6 +74,13 @@ func newSourceRule(s mesh.PolicySource) sourceRule {
 	}
 }
 
+// knows reports whether it is known that the client is in a network that source
+// and claimed are in or not: of one whose address is only claimed it is where it
+// makes no difference to believe that.
+func (q *query) knows(source, claimed bool) bool {
+	return q.source.IsValid() && (!q.claimed.IsValid() || source == claimed)
+}
+
 // namesIdentity reports whether the rule is about certain identities.
 func (s *sourceRule) namesIdentity() bool {
 	return !s.identity.IsZero() || s.prefix != "" || s.service != (mesh.Name{}) || s.namespace != "" || s.trustDomain != ""
@@ -81,7 +90,9 @@ func (s *sourceRule) namesIdentity() bool {
 // fact counts as that the query does not have.
 func (s *sourceRule) matches(q *query, unknown bool) bool {
 	if s.cidr.IsValid() {
-		if !q.source.IsValid() && !unknown || q.source.IsValid() && !s.cidr.Contains(q.source) {
+		within := s.cidr.Contains(q.source)
+		known := q.knows(within, s.cidr.Contains(q.claimed))
+		if known && !within || !known && !unknown {
 			return false
 		}
 	}
