@@ -53,7 +53,7 @@ func receiverCharge() (string, error) {
 	}
 	defer unix.Close(client)
 	defer unix.Close(server)
-	sockets, err := redirecting(client, server)
+	sockets, err := redirecting(client, server, false)
 	if err != nil {
 		return "", err
 	}
@@ -76,15 +76,19 @@ func receiverCharge() (string, error) {
 // oneQueue redirects a message and has another one follow it by TCP, and looks
 // whether one read gets both, and whether the kernel then knows that nothing is
 // left: it counted what was redirected as TCP's until January 2026 (6.19 and
-// some stable kernels).
+// some stable kernels). Kernels that can't splice for want of the casts are
+// spared: their maps of sockets have had other faults in this.
 func oneQueue() (string, error) {
+	if _, err := kfunc("bpf_rdonly_cast"); err != nil {
+		return "", err
+	}
 	client, server, err := tcpPair()
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(client)
 	defer unix.Close(server)
-	sockets, err := redirecting(client, server)
+	sockets, err := redirecting(client, server, true)
 	if err != nil {
 		return "", err
 	}
@@ -140,8 +144,9 @@ func awaitBytes(fd int, want uint64) error {
 const sender, receiver = 0, 1
 
 // redirecting has what the first socket sends go straight to the second, for as
-// long as the map is open, and what comes to them by TCP into the same queue.
-func redirecting(from, to int) (_ *ebpf.Map, err error) {
+// long as the map is open, and with queue what comes to them by TCP into the same
+// queue.
+func redirecting(from, to int, queue bool) (_ *ebpf.Map, err error) {
 	sockets, err := ebpf.NewMap(&ebpf.MapSpec{Name: probeName, Type: ebpf.SockMap, KeySize: 4, ValueSize: 4, MaxEntries: 2})
 	if err != nil {
 		return nil, fmt.Errorf("make map of sockets: %w", err)
@@ -152,9 +157,11 @@ func redirecting(from, to int) (_ *ebpf.Map, err error) {
 		}
 	}()
 	const ingress, pass = 1, 1 // BPF_F_INGRESS, SK_PASS
-	err = attachTo(sockets, ebpf.SkSKB, ebpf.AttachSkSKBStreamVerdict, asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()})
-	if err != nil {
-		return nil, err
+	if queue {
+		err := attachTo(sockets, ebpf.SkSKB, ebpf.AttachSkSKBStreamVerdict, asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()})
+		if err != nil {
+			return nil, err
+		}
 	}
 	err = attachTo(sockets, ebpf.SkMsg, ebpf.AttachSkMsgVerdict, asm.Instructions{
 		asm.LoadMapPtr(asm.R2, sockets.FD()),

@@ -33,10 +33,10 @@ var kernels = []kernel{
 		lacks: []string{
 			"helper bpf_set_retval in cgroup", "helper bpf_skc_to_mptcp_sock in cgroup",
 			"field ingress_ifindex of sk_lookup", "option SO_BINDTOIFINDEX in cgroup",
-			"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "receiver's charge in sk_msg",
+			"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "receiver's charge in sk_msg", "one queue of sk_msg and TCP",
 		},
 	},
-	{version: "6.1", lacks: []string{"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx"}},
+	{version: "6.1", lacks: []string{"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "one queue of sk_msg and TCP"}},
 	{version: "6.12", splices: true},
 	{version: "7.2", splices: true},
 }
@@ -59,8 +59,12 @@ var nodeTests = []string{
 	"TestPrivileges", "TestPrivilegesAreLeast", "TestHelperPrivilegesAreLeast",
 }
 
-// spliceTests are those of a node where it splices.
-var spliceTests = []string{"TestSpliced"}
+// spliceTests are those of a node where it splices, and queueTests those of what
+// splicing needs of the kernel's queues.
+var (
+	spliceTests = []string{"TestSpliced"}
+	queueTests  = []string{"TestSelfTest", "TestShortRead", "TestShortReads", "TestTurnsBackUnread", "TestStallHeals"}
+)
 
 // TestKernels boots each kernel, or that of the variable KERNEL.
 func TestKernels(t *testing.T) {
@@ -89,7 +93,11 @@ func run(t *testing.T, k kernel) {
 
 	t.Run("check", func(t *testing.T) { check(t, machine, k) })
 	t.Run("programs", func(t *testing.T) {
-		tests(t, machine, "sockmap.test", programTests)
+		names := programTests
+		if k.splices {
+			names = slices.Concat(programTests, queueTests)
+		}
+		tests(t, machine, "sockmap.test", names)
 	})
 	t.Run("nodes", func(t *testing.T) {
 		names := nodeTests
