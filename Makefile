@@ -48,11 +48,11 @@ test-packages: ## install, upgrade and remove with dpkg, rpm and make, on a copy
 
 test-vm: ## the package on two Debian machines, under systemd, through faults, reboots and removal (root)
 	tests/deps.sh vm
-	$(GO) test -count=1 -v -p 1 -timeout 30m ./tests/vm ./tests/machines
+	$(GO) test -count=1 -v -p 1 -timeout 90m ./tests/vm ./tests/machines
 
 test-kernels: ## nodes on Debian's kernels 5.10, 6.1, 6.12 and 7.2; KERNEL=5.10 for one (root)
 	tests/deps.sh vm
-	$(GO) test -count=1 -v -timeout 60m ./tests/kernels
+	$(GO) test -count=1 -v -timeout 120m ./tests/kernels
 
 fuzz: ## each fuzz target for a few seconds; FUZZTIME=1000000x for long
 	tests/fuzz.sh

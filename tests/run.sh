@@ -41,6 +41,9 @@ step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
 step e2e-hops env E2E_HOPS=auto go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestPolicyChange|TestReload|TestCloses|TestCrash$|TestSlowReader|TestPrivileges$|TestUpgrade$|TestUpgradeToAnotherLayout' ./tests/e2e/...
 step packages make test-packages
+# Under real systemd, on Debian's own kernel; logs and a summary stay in
+# bin/vm-logs. Other kernels, as `make test-kernels` has them, take too long.
+step vm make test-vm
 step fuzz tests/fuzz.sh
 step demo bin/meshproxy demo --duration 10s
 
@@ -48,7 +51,7 @@ if grep -hE '^\s*--- SKIP' "$log"/*; then
 	echo "== tests were skipped: that counts as a failure"
 	failed+=(skipped)
 fi
-passed=$(cat "$log"/{unit,e2e,packages} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
+passed=$(cat "$log"/{unit,e2e,packages,vm} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
 bad=$(cat "$log"/* 2>/dev/null | grep -cE '^\s*--- FAIL' || true)
 echo "$passed passed, $bad failed"
 if [ ${#failed[@]} -gt 0 ]; then
