@@ -151,9 +151,10 @@ func (h *hop) forget() {
 
 // mayBeMixed says whether the readiness that a socket hears of now may stand for
 // data that came both ways: a short read does not prove then that nothing is
-// left. s is what is known of the socket.
+// left. s is what is known of the socket. A hop that is out is TCP alone; while a
+// stream is read its edges come all the time, and each would cost a read more.
 func (h *hop) mayBeMixed(s state) bool {
-	return h != nil && (s&readable != 0 || h.leaving && !h.done || h.set.mixed())
+	return h != nil && !h.done && (s&readable != 0 || h.leaving || h.set.mixed())
 }
 
 // mixing knows whether data of some application may have begun to come both ways

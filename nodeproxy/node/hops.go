@@ -25,11 +25,12 @@ func (h hops) ShouldLeave(k l4.HopKey) bool {
 }
 
 // Leave can't do more than report an error: the connection goes on, and its
-// bytes are in order in any case.
+// bytes are in order in any case. Its socket is still in the map then.
 func (h hops) Leave(k l4.HopKey) (waiting, done bool) {
 	waiting, done, err := h.node.capture.LeaveHop(sockmap.Hop(k))
 	if err != nil {
 		h.node.log.Error("turn spliced connection to TCP", "error", err)
+		return false, false
 	}
 	return waiting, done
 }
