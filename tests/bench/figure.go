@@ -62,7 +62,6 @@ var nodeFigures = []figure{
 	{"spliced_cpu_per_gb_down", "s/GB", false, unspliced, 1.0},
 	{"spliced_connections_rate", "1/s", true, unspliced, 0},
 	{"spliced_connections_cpu", "µs", false, unspliced, 0},
-	{"spliced_rss_per_idle_connection", "KiB", false, absolute, 0},
 }
 
 // splicedPrefix is that of figures of the spliced hop; ours is splicedName's then,

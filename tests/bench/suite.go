@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"os"
+	"slices"
 )
 
 // suite is what is measured in one run. It has a section of its own in
@@ -50,8 +51,12 @@ func allFigures() (all []figure) {
 }
 
 func nodeStarts(p peer) [][]probe {
-	if p.name() == (direct{}).name() {
+	switch p.name() {
+	case (direct{}).name():
 		return [][]probe{probes}
+	case splicedName:
+		// What else there is does not depend on the hop.
+		return [][]probe{slices.DeleteFunc(slices.Clone(probes), func(pr probe) bool { return pr.name == "beside bulk" })}
 	}
 	return [][]probe{probes, {idleProbe}}
 }
