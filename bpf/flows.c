@@ -288,8 +288,6 @@ INLINE void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	end.service = s->service;
 	end.endpoint = s->endpoint;
 	end.own = s->flags & SOCKET_OWN;
-	/* What was acknowledged is the SYN, and data that came with it. */
-	end.began = ctx->snd_una - (__u32)ctx->bytes_acked + 1;
 	d = bpf_map_lookup_elem(&directs, &end.peer.client);
 	if (!d)
 		return;
@@ -321,7 +319,6 @@ INLINE void accepting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_
 		.service = f->service,
 		.endpoint = f->endpoint,
 		.own = f->flags & FLOW_TEST,
-		.began = tcp->write_seq,
 	};
 	struct direct *d = bpf_map_lookup_elem(&directs, &end.peer.client);
 	__u32 why;

@@ -273,14 +273,8 @@ struct socket___kernel {
 
 enum sock_flags { SOCK_ZEROCOPY = 28 }; /* relocated */
 
-struct sk_buff_head {
-	__u32 qlen;
-} CO_RE;
-
 /* What a socket in a map of sockets has. */
 struct sk_psock {
-	__u32 ingress_bytes; /* of TCP, that were queued ever; since 6.14 */
-	struct sk_buff_head ingress_skb;
 	struct list_head ingress_msg;
 } CO_RE;
 

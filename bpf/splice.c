@@ -5,15 +5,13 @@
  * the receiving socket. flows.c puts both ends into the map when they are
  * established.
  *
- * What comes by TCP is queued where redirected data is (queue, below), so that
- * everything is read in the order in which it arrived. From redirecting to TCP is
- * therefore a step that may be taken at any time; the other way only when all that
- * TCP was given has arrived.
+ * The receiver reads what was redirected before what came by TCP. From
+ * redirecting to TCP is therefore a step that may be taken at any time; the
+ * other way only when the other end has read all that TCP was given, which its
+ * copied_seq tells: it has then reached the sender's write_seq.
  *
  * Redirected data has no window. When there is no room for it in the receiver's
- * buffer the sender turns to TCP, which holds it back. A segment of TCP's that
- * finds no room is queued all the same, since TCP's own queue is empty, and
- * answered with a window of zero (tcp_data_queue).
+ * buffer the sender turns to TCP, which holds it back.
  *
  * Nobody is spliced who waits inside of read(2) or recv(2). tcp_bpf_recvmsg
  * sleeps once and answers EAGAIN to a blocking socket when it wakes without
@@ -73,37 +71,20 @@ INLINE int has_options(const struct tcp_sock *own, const struct tcp_sock *to)
 	       own->inet_conn.icsk_inet.sk.__sk_common.skc_flags & 1ull << enum_value(enum sock_flags, SOCK_ZEROCOPY);
 }
 
+/* Whether a message finds room beside what TCP has promised room for: that
+ * it would drop, for the sender to try again at ever longer intervals. The
+ * promise costs more than its bytes. */
 INLINE int has_room(const struct tcp_sock *to, __u32 size)
 {
 	const struct sock *at = &to->inet_conn.icsk_inet.sk;
+	__u32 queued = at->sk_backlog.rmem_alloc.counter, room = at->sk_rcvbuf;
+	__s32 promised = to->rcv_wup + to->rcv_wnd - to->rcv_nxt; /* tcp_receive_window */
 
-	return at->sk_backlog.rmem_alloc.counter + size <= (__u32)at->sk_rcvbuf;
-}
-
-/* sk_user_data has flags in its lowest bits (SK_USER_DATA_PTRMASK). */
-INLINE struct sk_psock *psock_of(const struct tcp_sock *tcp)
-{
-	__u64 p = (__u64)tcp->inet_conn.icsk_inet.sk.sk_user_data & ~7ull;
-
-	return p ? bpf_rdonly_cast((void *)p, kernel_type(struct sk_psock)) : 0;
-}
-
-/* Whether all that TCP was given has been queued at the other end, or read: what
- * is redirected now comes after it. Segments that found no memory wait in
- * ingress_skb until they have been queued, which is after they were counted. */
-INLINE int has_arrived(struct splice *s, const struct tcp_sock *own, const struct tcp_sock *to)
-{
-	const struct sk_psock *queue;
-
-	if (to->copied_seq == own->write_seq)
-		return 1;
-	if (!s->began || !field_exists(((struct sk_psock *)0)->ingress_bytes))
-		return 0;
-	queue = psock_of(to);
-	if (!queue || queue->ingress_bytes != own->write_seq - s->began)
-		return 0;
-	__sync_fetch_and_add(&s->by_tcp, 0); /* reads in this order */
-	return !queue->ingress_skb.qlen;
+	if (promised < 0)
+		promised = 0;
+	if (!queued)
+		return size + promised <= room;
+	return queued + size + promised + promised / 8 <= room;
 }
 
 /* What is against redirecting. */
@@ -133,7 +114,7 @@ INLINE __u32 judge(struct splice *s, struct bpf_sock *sk, const struct tcp_sock 
 	/* Data may go by TCP before this program sees any: TCP Fast Open, or a
 	 * sender that waited for the connection inside of sendmsg(2). */
 	if (s->by_tcp || !s->messages) {
-		if (!has_arrived(s, own, to))
+		if (to->copied_seq != own->write_seq)
 			return s->fallback ? s->fallback : FALLBACK_PEER;
 		s->by_tcp = 0;
 	}

@@ -185,11 +185,11 @@ struct splice {
 	__u64 redirected; /* of these, by the map */
 	__u64 messages;   /* redirected */
 	enum fallback fallback; /* why the last message went by TCP */
-	__u32 by_tcp;     /* some did, and may not be queued at the other end yet */
+	__u32 by_tcp;     /* some did, and the other end may not have read all */
 	__u32 generation;
 	__u32 switched_off; /* as of that generation */
 	__u32 counted;      /* TCP's write_seq when bytes was last added to */
-	__u32 began;        /* the first byte's; 0: unknown */
+	__u32 pad;
 	__u32 workload; /* the client's */
 	__u32 service;
 	__u32 endpoint; /* workload */

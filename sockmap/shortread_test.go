@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,53 +52,6 @@ func TestShortRead(t *testing.T) {
 		}
 		if err := w.PauseSplicing(""); err != nil {
 			t.Fatal(err)
-		}
-	}
-}
-
-// TestTurnsBackUnread: what TCP was given has been queued, and what is redirected
-// comes after it, whether or not the receiver reads. A kernel that does not tell
-// what it has queued makes the sender wait until all was read.
-func TestTurnsBackUnread(t *testing.T) {
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var psock *btf.Struct
-	if err := kernel.TypeByName("sk_psock", &psock); err != nil {
-		t.Fatal(err)
-	}
-	tells := slices.ContainsFunc(psock.Members, func(m btf.Member) bool { return m.Name == "ingress_bytes" })
-	w := newSplicing(t)
-	for _, family := range []struct{ addr, at string }{{virtual4, direct4}, {virtual6, direct6}} {
-		p := w.pair(family.addr, family.at)
-		for _, way := range [][2]int{{p.client, p.server}, {p.server, p.client}} {
-			var sent []byte
-			for i := range uint64(20) {
-				message := randomBytes(i, 1000)
-				if err := unix.SetNonblock(way[1], i%2 == 0); err != nil {
-					t.Fatal(err)
-				}
-				if err := patiently.write(way[0], message); err != nil {
-					t.Fatal(err)
-				}
-				sent = append(sent, message...)
-				if i%2 == 1 { // by TCP, as half of all
-					if err := patiently.delivered(way[1], uint64(len(sent)/2)); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			s, err := w.spliceOf(way[0])
-			if want := map[bool]uint64{true: 10, false: 1}[tells]; err != nil || s.Messages != want {
-				t.Errorf("%d messages were redirected, not %d: %v", s.Messages, want, err)
-			}
-			if err := unix.SetNonblock(way[1], true); err != nil {
-				t.Fatal(err)
-			}
-			if err := patiently.expect(way[1], sent); err != nil {
-				t.Error(err)
-			}
 		}
 	}
 }

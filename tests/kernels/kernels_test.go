@@ -63,7 +63,7 @@ var nodeTests = []string{
 // splicing needs of the kernel's queues.
 var (
 	spliceTests = []string{"TestSpliced"}
-	queueTests  = []string{"TestSelfTest", "TestShortRead", "TestShortReads", "TestTurnsBackUnread", "TestStallHeals"}
+	queueTests  = []string{"TestSelfTest", "TestShortRead", "TestShortReads", "TestStallHeals"}
 )
 
 // TestKernels boots each kernel, or that of the variable KERNEL.
