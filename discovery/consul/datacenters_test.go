@@ -120,9 +120,11 @@ func TestDatacenters(t *testing.T) {
 			t.Errorf("db: %+v", e)
 		}
 	}
-	if !slices.ContainsFunc(u.Warnings, func(w string) bool { return strings.Contains(w, "far") && strings.Contains(w, "dc9") }) {
-		t.Errorf("nothing is said of a datacenter that does not exist: %q", u.Warnings)
-	}
+	f.until("what is said of a datacenter that does not exist", func(u discovery.Update, err error) bool {
+		return slices.ContainsFunc(u.Warnings, func(w string) bool {
+			return strings.Contains(w, "far@dc9") && strings.Contains(w, "No path to datacenter")
+		})
+	})
 
 	// What happens there is heard of here.
 	status(t, dc2, "m2", "192.0.2.2", "far", api.HealthCritical)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -104,20 +105,35 @@ func (f *fetches) add(j *job, prepare func(context.Context) (fetch func() func()
 // chain has a chain compiled.
 func (f *fetches) chain(c *chainState) {
 	r := f.run
-	q := question{
-		path: "/v1/discovery-chain/" + c.key.name.Name, namespace: c.key.name.Namespace, datacenter: c.key.datacenter,
-	}
 	f.add(&c.job, func(ctx context.Context) func() func() {
 		return func() func() {
-			var answer struct{ Chain *chain }
-			_, err := r.ask(ctx, q, &answer)
+			compiled, err := r.askChain(ctx, c.key)
 			return func() {
 				if ctx.Err() == nil {
-					r.takeChain(c, answer.Chain, err)
+					r.takeChain(c, compiled, err)
 				}
 			}
 		}
 	})
+}
+
+// askChain has a chain compiled here, for the other datacenter where it is for one,
+// as agents do it for Envoy (agent/proxycfg/upstreams.go of Consul): it follows
+// from the entries that are watched, which arrive over there later. Whether there
+// is such a datacenter, its own servers say.
+func (r *run) askChain(ctx context.Context, k chainKey) (*chain, error) {
+	q := question{path: "/v1/discovery-chain/" + k.name.Name, namespace: k.name.Namespace}
+	if k.datacenter != "" {
+		there := q
+		there.datacenter = k.datacenter
+		if _, err := r.ask(ctx, there, new(json.RawMessage)); err != nil {
+			return nil, err
+		}
+		q.more = url.Values{"compile-dc": {k.datacenter}}
+	}
+	var answer struct{ Chain *chain }
+	_, err := r.ask(ctx, q, &answer)
+	return answer.Chain, err
 }
 
 // target asks for the instances of a target: at once if they are not known
