@@ -231,17 +231,17 @@ func stall(t *testing.T, w *splicing, size int) {
 	}
 	message := randomBytes(77, size)
 	var sent []byte
-	for {
-		n, err := unix.Write(p.client, message)
-		if errors.Is(err, unix.EAGAIN) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		sent = append(sent, message[:n]...)
-	}
 	w.eventually("nothing is under way that the receiver has no room for", func() bool {
+		for { // what was queued may have found room meanwhile
+			n, err := unix.Write(p.client, message)
+			if errors.Is(err, unix.EAGAIN) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent = append(sent, message[:n]...)
+		}
 		info, err := unix.GetsockoptTCPInfo(p.client, unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
 			t.Fatal(err)
