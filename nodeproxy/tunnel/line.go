@@ -258,6 +258,10 @@ func (l *Line) read() {
 	case e != 0:
 		l.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("read line: %w", e)))
 		return
+	case n == 0 && l.is(lineFresh):
+		// The handshake may have read all there was, the end that TLS has
+		// included: that comes first. The socket's is still there after it.
+		l.state &^= lineFresh
 	case n == 0:
 		l.state &^= lineReadable
 		l.mem.eof = true
@@ -269,7 +273,7 @@ func (l *Line) read() {
 	} else {
 		l.state &^= lineFresh
 		l.mem.in = cipher[:max(n, 0)]
-		l.decrypt(plain, n == 0)
+		l.decrypt(plain, l.mem.eof)
 		l.mem.in = nil
 	}
 	if l.is(lineReadable) && !l.is(linePaused) {
