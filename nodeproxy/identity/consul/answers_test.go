@@ -86,7 +86,7 @@ func TestWrongIndexes(t *testing.T) {
 		{"", answer{"200", list("x.consul")}, 1, false},
 		{"200", answer{"201", "<html>"}, 1, true},
 		{"", answer{"202", rootList{}}, 1, true},
-		{"", answer{"nonsense", good}, 1, true},
+		{"", answer{"nonsense", good}, 1, false}, // the api package takes it for none
 		{"", answer{"18446744073709551615", good}, 1, false},
 		{"18446744073709551615", answer{"1", good}, 1, false},
 		{"", answer{"300", good}, 1, false},
