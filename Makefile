@@ -6,6 +6,7 @@
 GO       ?= go
 PREFIX   ?= /usr
 DESTDIR  ?=
+VMRUN    ?= .
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X github.com/meshproxy/meshproxy/nodeproxy/cli.Version=$(VERSION)
 BIN      := bin/meshproxy
@@ -46,9 +47,9 @@ e2e: build ## nodes, workloads and faults on the real kernel (root)
 test-packages: ## install, upgrade and remove with dpkg, rpm and make, on a copy of this machine (root)
 	$(GO) test -count=1 -v -timeout 15m ./tests/packages
 
-test-vm: ## the package on two Debian machines, under systemd, through faults, reboots and removal (root)
+test-vm: ## the package on two Debian machines, under systemd, through faults, reboots and removal; VMRUN=TestMachines for those alone (root)
 	tests/deps.sh vm
-	$(GO) test -count=1 -v -p 1 -timeout 90m ./tests/vm ./tests/machines
+	$(GO) test -count=1 -v -p 1 -timeout 90m -run '$(VMRUN)' ./tests/vm ./tests/machines
 
 test-kernels: ## nodes on Debian's kernels 5.10, 6.1, 6.12 and 7.2; KERNEL=5.10 for one (root)
 	tests/deps.sh vm
