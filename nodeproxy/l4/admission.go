@@ -13,8 +13,6 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
 )
 
-var errOnlySockets = reason.Wrap(reason.Internal, errors.New("target of a stream from a tunnel must be a socket"))
-
 // acceptor asks a Gate about the streams of a loop's tunnels.
 type acceptor struct {
 	set  *Relays
@@ -38,7 +36,7 @@ func (a *acceptor) Accept(via tunnel.Tunnel, s *h2.Stream, r *h2.Request) h2.Sin
 		}
 		return nil
 	}
-	m := &admission{set: a.set, stream: s, via: via, route: route}
+	m := &admission{approach: approach{set: a.set, route: route}, stream: s, via: via}
 	s.SetSink(m)
 	enlist(&a.set.setups, m)
 	m.begin()
@@ -53,50 +51,29 @@ func (r refusal) Abort(err error) { r.stream.Refuse(Status(ended(err))) }
 // admission is an admitted stream on its way to the application. The 200 is
 // sent when the application has taken the connection.
 type admission struct {
-	set    *Relays
+	approach
 	stream *h2.Stream
 	via    tunnel.Tunnel
-	route  Route
-	target Target
-	dial   *dial
-
-	early *queue // sent before the 200, at the client's own risk
-	end   bool
-	index int32
-	done  bool
+	early  *queue // sent before the 200, at the client's own risk
+	end    bool
 }
 
 func (m *admission) begin() {
 	defer m.set.loop.Contain(m)
-	m.try(nil)
+	m.try(m, nil)
 }
 
 // Abort implements loop.Aborter.
 func (m *admission) Abort(err error) { m.kill(ended(err)) }
 
-func (m *admission) try(failed error) {
-	t, err := m.route.Session.Next(failed)
-	if err == nil && t.Tunnel != nil {
-		err = errOnlySockets
-	}
-	if err != nil {
-		m.kill(err)
-		return
-	}
-	m.target = t
-	if d := m.set.dial(&m.target, m); !d.done {
-		m.dial = d
-	}
-}
-
 // dialled implements dialer.
 func (m *admission) dialled(reg loop.Registration, seen loop.Events, err error) {
 	m.dial = nil
 	if err != nil {
-		m.try(err)
+		m.try(m, err)
 		return
 	}
-	m.leave()
+	m.leave(m)
 	m.stream.Accept(nil)
 	m.route.Session.Connected(m.via.Peer())
 	r := &relay{
@@ -136,26 +113,11 @@ func (m *admission) Writable(*h2.Stream) {}
 // Response implements h2.Sink; servers get none.
 func (m *admission) Response(*h2.Stream, int, []hpack.HeaderField) {}
 
-func (m *admission) leave() {
-	m.done = true
-	m.dial.cancel()
-	strike(&m.set.setups, m)
-}
-
-func (m *admission) session() Session { return m.route.Session }
-func (m *admission) place() *int32    { return &m.index }
-
-func (m *admission) look(now uint32) {
-	if d := m.dial; d != nil && d.overdue(now) {
-		d.expire()
-	}
-}
-
 func (m *admission) kill(err error) {
 	if m.done {
 		return
 	}
-	m.leave()
+	m.leave(m)
 	m.early.release()
 	m.stream.Refuse(Status(err)) // does nothing when the stream is gone already
 	m.route.Limit.leave()

@@ -40,7 +40,7 @@ func (a *lineAcceptor) AcceptLine(l *tunnel.Line) {
 		}
 		return
 	}
-	m := &arrival{set: a.set, line: l, route: route}
+	m := &arrival{approach: approach{set: a.set, route: route}, line: l}
 	l.Attach(m)
 	enlist(&a.set.setups, m)
 	m.begin()
@@ -49,43 +49,23 @@ func (a *lineAcceptor) AcceptLine(l *tunnel.Line) {
 // arrival is an admitted line on its way to the application. Nothing is read
 // from it before that has taken the connection.
 type arrival struct {
-	set    *Relays
-	line   *tunnel.Line
-	route  Route
-	target Target
-	dial   *dial
-	index  int32
-	done   bool
+	approach
+	line *tunnel.Line
 }
 
 func (m *arrival) begin() {
 	defer m.set.loop.Contain(m)
-	m.try(nil)
-}
-
-func (m *arrival) try(failed error) {
-	t, err := m.route.Session.Next(failed)
-	if err == nil && t.Tunnel != nil {
-		err = errOnlySockets
-	}
-	if err != nil {
-		m.kill(err)
-		return
-	}
-	m.target = t
-	if d := m.set.dial(&m.target, m); !d.done {
-		m.dial = d
-	}
+	m.try(m, nil)
 }
 
 // dialled implements dialer.
 func (m *arrival) dialled(reg loop.Registration, seen loop.Events, err error) {
 	m.dial = nil
 	if err != nil {
-		m.try(err)
+		m.try(m, err)
 		return
 	}
-	m.leave()
+	m.leave(m)
 	m.route.Session.Connected(m.line.Peer())
 	m.set.connect(&wire{
 		reg: reg, line: m.line, state: inbound | heard(seen),
@@ -103,21 +83,6 @@ func (m *arrival) Writable()        {}
 // Lost implements tunnel.LineUser.
 func (m *arrival) Lost(err error) { m.end(err) }
 
-func (m *arrival) leave() {
-	m.done = true
-	m.dial.cancel()
-	strike(&m.set.setups, m)
-}
-
-func (m *arrival) session() Session { return m.route.Session }
-func (m *arrival) place() *int32    { return &m.index }
-
-func (m *arrival) look(now uint32) {
-	if d := m.dial; d != nil && d.overdue(now) {
-		d.expire()
-	}
-}
-
 // kill resets the line: the application cannot be reached, or must not be any
 // more.
 func (m *arrival) kill(err error) {
@@ -129,7 +94,7 @@ func (m *arrival) end(err error) {
 	if m.done {
 		return
 	}
-	m.leave()
+	m.leave(m)
 	m.route.Limit.leave()
 	m.route.Session.Closed(reason.Of(err), err.Error())
 }
