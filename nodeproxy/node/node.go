@@ -356,7 +356,7 @@ func (n *Node) observeHandshake(h tunnel.Handshake) {
 	if h.Client {
 		role = telemetry.Client
 	}
-	n.metrics.Handshakes.Done(role, reason.Of(h.Err), h.Duration)
+	n.metrics.Handshakes.Done(role, reason.Of(h.Err), h.Resumed, h.Duration)
 }
 
 var errDraining = errors.New("the node is draining")

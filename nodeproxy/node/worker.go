@@ -82,12 +82,12 @@ func (n *Node) startLoops(context.Context) error {
 		})
 		w.pool = tunnel.NewPool(w.carrier, tunnel.PoolOptions{
 			Identity: clientIdentity{n.provider}, Control: n.capture.Control, Handshake: shakeHands,
-			Handshakes: handshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
+			Handshakes: handshakes, Sockets: tunnelSockets, Observe: n.observeHandshake, Logger: n.log,
 			MaxConns: maxTunnels,
 		})
 		w.lines = tunnel.NewLines(w.carrier, tunnel.PoolOptions{
 			Identity: lineSessions, Control: n.capture.Control, Handshake: shakeHands,
-			Handshakes: lineHandshakes, Sockets: tunnelSockets, Observe: n.observeHandshake,
+			Handshakes: lineHandshakes, Sockets: tunnelSockets, Observe: n.observeHandshake, Logger: n.log,
 		})
 		w.relays = l4.New(w.carrier, w.pool, l4.Options{Logger: n.log, Admit: n.pressure.admit, Lines: w.lines, Hops: hops{n}})
 		w.router, w.gate = newRouter(n, shard), &gate{node: n, shard: shard}

@@ -191,14 +191,17 @@ func TestRefusals(t *testing.T) {
 
 func TestHandshakesAndDNS(t *testing.T) {
 	m := New(Options{})
-	m.Handshakes.Done(Server, reason.TLSExpired, time.Second)
-	m.Handshakes.Done(Client, reason.None, 2*time.Millisecond)
+	m.Handshakes.Done(Server, reason.TLSExpired, false, time.Second)
+	m.Handshakes.Done(Client, reason.None, false, 2*time.Millisecond)
+	m.Handshakes.Done(Client, reason.None, true, time.Millisecond)
 	expect(t, m, "meshproxy_handshakes_total",
-		`meshproxy_handshakes_total{reason="none",result="ok",role="client"} 1`,
-		`meshproxy_handshakes_total{reason="none",result="ok",role="server"} 0`,
-		`meshproxy_handshakes_total{reason="tls_expired",result="failed",role="server"} 1`)
+		`meshproxy_handshakes_total{reason="none",result="ok",resumed="false",role="client"} 1`,
+		`meshproxy_handshakes_total{reason="none",result="ok",resumed="false",role="server"} 0`,
+		`meshproxy_handshakes_total{reason="none",result="ok",resumed="true",role="client"} 1`,
+		`meshproxy_handshakes_total{reason="none",result="ok",resumed="true",role="server"} 0`,
+		`meshproxy_handshakes_total{reason="tls_expired",result="failed",resumed="false",role="server"} 1`)
 	expect(t, m, "meshproxy_handshake_duration_seconds_count",
-		`meshproxy_handshake_duration_seconds_count{role="client"} 1`,
+		`meshproxy_handshake_duration_seconds_count{role="client"} 2`,
 		`meshproxy_handshake_duration_seconds_count{role="server"} 0`)
 	m.DNS.Query(DNSMesh)
 	m.DNS.Query("nonsense")

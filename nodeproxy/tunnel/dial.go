@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type ForgetfulIdentity interface {
 type Handshake struct {
 	Client   bool
 	Peer     Peer // as far as it is known
+	Resumed  bool // a session of before
 	Duration time.Duration
 	Err      error
 }
@@ -56,6 +58,7 @@ type PoolOptions struct {
 	// Handshake replaces (*tls.Conn).HandshakeContext, if not nil, to give errors
 	// their reasons.
 	Handshake HandshakeFunc
+	Logger    *slog.Logger
 	// Observe, if not nil, hears of each handshake, on its goroutine.
 	Observe func(Handshake)
 }
@@ -75,6 +78,9 @@ func (o *PoolOptions) setDefaults() {
 	}
 	if o.Handshakes == nil {
 		o.Handshakes = NewSemaphore(128)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
 	}
 }
 
@@ -136,10 +142,11 @@ func (o *PoolOptions) connect(ctx context.Context, key Key, by transport) (s *se
 		h := Handshake{Client: true, Duration: time.Since(begin), Err: err}
 		h.Peer.Remote, h.Peer.LocalIdentity, h.Peer.ServerName = key.Addr, key.Source, key.ServerName
 		if s != nil {
-			h.Peer = s.peer
+			h.Peer, h.Resumed = s.peer, s.resumed
 		}
 		o.Observe(h)
 	}()
+	defer contain(o.Logger, key.Addr, &err)
 	config, err := o.Identity.ClientConfig(ctx, &key)
 	if err != nil {
 		return nil, fmt.Errorf("get leaf of %s: %w", key.Source, err)
@@ -160,11 +167,12 @@ func (o *PoolOptions) connect(ctx context.Context, key Key, by transport) (s *se
 	defer o.Handshakes.release()
 	ctx, cancel := context.WithTimeout(ctx, o.HandshakeTimeout)
 	defer cancel()
-	s, err = o.Handshake.client(ctx, nc, config, by)
-	if err != nil {
-		if f, ok := o.Identity.(ForgetfulIdentity); ok {
+	defer func() {
+		if f, ok := o.Identity.(ForgetfulIdentity); ok && s == nil { // after a panic, too
 			f.Forget(&key)
 		}
+	}()
+	if s, err = o.Handshake.client(ctx, nc, config, by); err != nil {
 		return nil, fmt.Errorf("tunnel to %s: %w", key.Addr, err)
 	}
 	s.peer.ServerName = key.ServerName

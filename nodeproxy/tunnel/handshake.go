@@ -57,6 +57,8 @@ type secured struct {
 	tls  *tls.Conn
 	mem  *memory
 	peer Peer
+	// resumed: the handshake resumed a session.
+	resumed bool
 }
 
 // HandshakeFunc runs the handshake of a connection. An error that carries a
@@ -134,7 +136,7 @@ func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, by t
 		return nil, err
 	}
 	m.Conn = nil
-	return &secured{fd: fd, tls: conn, mem: m, peer: peer}, nil
+	return &secured{fd: fd, tls: conn, mem: m, peer: peer, resumed: state.DidResume}, nil
 }
 
 func shakeError(ctx context.Context, err error) error {

@@ -190,7 +190,7 @@ func (s *Server) accept(ln net.Listener) {
 func (s *Server) welcome(nc net.Conn) {
 	begin := time.Now()
 	remote := addrPort(nc.RemoteAddr())
-	sec, err := s.shake(nc, remote.Addr())
+	sec, err := s.shake(nc, remote)
 	if errors.Is(err, errProbe) {
 		s.options.Logger.Debug("tunnel probed", "remote", remote)
 		return
@@ -198,7 +198,7 @@ func (s *Server) welcome(nc net.Conn) {
 	if s.options.Observe != nil {
 		h := Handshake{Peer: Peer{Remote: remote}, Duration: time.Since(begin), Err: err}
 		if sec != nil {
-			h.Peer = sec.peer
+			h.Peer, h.Resumed = sec.peer, sec.resumed
 		}
 		s.options.Observe(h)
 	}
@@ -211,9 +211,11 @@ func (s *Server) welcome(nc net.Conn) {
 	s.seat(sec)
 }
 
-func (s *Server) shake(nc net.Conn, from netip.Addr) (*secured, error) {
+func (s *Server) shake(nc net.Conn, remote netip.AddrPort) (sec *secured, err error) {
+	defer nc.Close() // who goes on has another descriptor of it
+	defer contain(s.options.Logger, remote, &err)
+	from := remote.Addr()
 	if !s.enter(from) {
-		_ = nc.Close()
 		return nil, reason.Wrap(reason.LimitHandshakes, fmt.Errorf("too many handshakes with %s", from))
 	}
 	defer s.exit(from)

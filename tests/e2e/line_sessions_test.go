@@ -5,6 +5,7 @@ package e2e
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -62,6 +63,13 @@ func TestLineSessions(t *testing.T) {
 				return err
 			})
 		})
+	}
+	_, text, err := l.get(a, "http://127.0.0.1:15020/metrics")
+	must(t, err)
+	for _, resumed := range []string{"false", "true"} {
+		if err := counts(text, "meshproxy_handshakes_total{", `role="server"`, `result="ok"`, fmt.Sprintf("resumed=%q", resumed)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
