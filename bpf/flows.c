@@ -11,6 +11,7 @@
  * Also learns which ports workloads listen on.
  */
 #include "meshproxy.h"
+#include "congestion.c"
 #include "hops.c"
 
 /* bpf_get_netns_cookie is there for sockops only since 5.15. */
@@ -100,13 +101,16 @@ INLINE void dialling(struct bpf_sock_ops *ctx, struct socket *s, struct flow_key
 INLINE void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct flow_key key = {};
 	struct flow f = {};
 
 	if (!s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN | SOCKET_DIRECT)))
 		return;
-	if (!client_key(ctx, sk, &key))
+	if (!tcp || !client_key(ctx, sk, &key))
 		return;
+	if (!(s->flags & SOCKET_OWN) || goes_by_loopback(tcp))
+		without_congestion(ctx, tcp);
 	if (s->flags & SOCKET_DIRECT) {
 		dialling(ctx, s, &key);
 		f.flags = direct_flags(s);
@@ -386,10 +390,13 @@ INLINE void captured(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	struct tcp_sock *tcp;
 	struct flow *f;
 
-	if (!n || !n->hopping || n->outbound_port != ctx->local_port)
+	if (!n || n->outbound_port != ctx->local_port)
 		return;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
+		return;
+	without_congestion(ctx, tcp);
+	if (!n->hopping)
 		return;
 	key.netns = netns_cookie(tcp);
 	remote_address(ctx, &key.client);
@@ -421,6 +428,7 @@ INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || !(f->flags & (FLOW_OWN | FLOW_DIRECT)))
 		return;
+	without_congestion(ctx, tcp);
 	if (f->flags & FLOW_DIRECT) {
 		accepting(ctx, sk, tcp, f);
 	} else if (may_hop(0)) {

@@ -22,6 +22,8 @@ enum {
 	SOCK_DGRAM = 2,
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
+	SOL_TCP = IPPROTO_TCP,
+	TCP_CONGESTION = 13,
 	SOL_SOCKET = 1,
 	SO_BINDTODEVICE = 25,
 	SO_BINDTOIFINDEX = 62,
@@ -232,8 +234,15 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup; /* a tagged word before 5.16 */
 } CO_RE;
 
+struct tcp_congestion_ops;
+
+struct netns_ipv4 {
+	const struct tcp_congestion_ops *tcp_congestion_control;
+} CO_RE;
+
 struct net {
 	__u64 net_cookie;
+	struct netns_ipv4 ipv4;
 } CO_RE;
 
 /* Before 5.14 (3d368ab87cf6 "net: initialize net->net_cookie at netns setup")
@@ -278,8 +287,17 @@ struct sk_psock {
 	struct list_head ingress_msg;
 } CO_RE;
 
+struct net_device {
+	int ifindex;
+} CO_RE;
+
+struct dst_entry {
+	struct net_device *dev;
+} CO_RE;
+
 struct sock {
 	struct sock_common __sk_common;
+	struct dst_entry *sk_dst_cache;
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
@@ -300,6 +318,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	const struct tcp_congestion_ops *icsk_ca_ops;
 	const void *icsk_ulp_ops;
 } CO_RE;
 

@@ -48,7 +48,7 @@ var programTests = []string{
 	"TestOutbound", "TestOutboundRefuses", "TestOutboundLeavesAlone", "TestUpstreams", "TestWorkloadByUser",
 	"TestInboundStrict", "TestInboundPermissive", "TestInboundChanges", "TestTrueSource", "TestIPv4ServerOfIPv6Client",
 	"TestDNS", "TestDNSWithoutProxy", "TestFastOpen", "TestConnectAgain", "TestGuard", "TestAdopt", "TestContainer",
-	"TestFlowsFull", "TestUpgrade", "TestOwnerKilled", "TestLeave",
+	"TestFlowsFull", "TestCongestionChosen", "TestCongestionOutside", "TestUpgrade", "TestOwnerKilled", "TestLeave",
 }
 
 // nodeTests run nodes: both families, both directions, what is refused and why;
