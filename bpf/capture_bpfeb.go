@@ -461,7 +461,7 @@ type CaptureSplice struct {
 	Generation  uint32
 	SwitchedOff uint32
 	Counted     uint32
-	Pad         uint32
+	Gone        uint32
 	Workload    uint32
 	Service     uint32
 	Endpoint    uint32

@@ -238,6 +238,7 @@ struct tcp_congestion_ops;
 
 struct netns_ipv4 {
 	const struct tcp_congestion_ops *tcp_congestion_control;
+	int sysctl_tcp_rmem[3];
 } CO_RE;
 
 struct net {
@@ -295,13 +296,21 @@ struct dst_entry {
 	struct net_device *dev;
 } CO_RE;
 
+typedef struct {
+	int owned;
+} CO_RE socket_lock_t;
+
+enum { SOCK_RCVBUF_LOCK = 2 }; /* in sk_userlocks: SO_RCVBUF was set */
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	struct dst_entry *sk_dst_cache;
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
 	int sk_rcvbuf;
+	__u8 sk_userlocks : 4;
 	void *sk_user_data;
 	struct socket___kernel *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
@@ -344,6 +353,10 @@ struct tcp_sock {
 
 /* BPF_FIELD_EXISTS of libbpf's bpf_core_read.h */
 #define field_exists(field) __builtin_preserve_field_info(field, 2)
+/* BPF_CORE_READ_BITFIELD of it, of a field that lies in one byte. */
+#define read_bits(p, field)                                                                   \
+	((__u64)((const __u8 *)(p))[__builtin_preserve_field_info((p)->field, 0)]             \
+	 << __builtin_preserve_field_info((p)->field, 4) >> __builtin_preserve_field_info((p)->field, 5))
 /* bpf_core_enum_value of libbpf's bpf_core_read.h */
 #define enum_value(type, value) __builtin_preserve_enum_value(*(typeof(type) *)value, 1)
 /* Reads a field of a kernel structure by its relocated offset. */
@@ -375,5 +388,6 @@ static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (v
 static void (*bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static struct tcp_sock *(*bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
+static long (*bpf_loop)(__u32 iterations, void *body, void *ctx, __u64 flags) = (void *)181;
 static int (*bpf_set_retval)(int retval) = (void *)187;
 static void *(*bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;

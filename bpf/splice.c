@@ -10,8 +10,8 @@
  * other way only when the other end has read all that TCP was given, which its
  * copied_seq tells: it has then reached the sender's write_seq.
  *
- * Redirected data has no window. When there is no room for it in the receiver's
- * buffer the sender turns to TCP, which holds it back.
+ * Redirected data has no window. When there is no room for it at the receiver's
+ * the sender turns to TCP, which holds it back.
  *
  * Nobody is spliced who waits inside of read(2) or recv(2). tcp_bpf_recvmsg
  * sleeps once and answers EAGAIN to a blocking socket when it wakes without
@@ -24,6 +24,9 @@
 #include "meshproxy.h"
 
 #define SETTLE_EVERY (1 << 16) /* bytes */
+#define ROOM_MOST (1 << 20)    /* of a receiver that has read as much */
+#define GONE_MOST (1 << 30)
+#define LOOKS 4000 /* some microseconds */
 
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym;
@@ -71,20 +74,38 @@ INLINE int has_options(const struct tcp_sock *own, const struct tcp_sock *to)
 	       own->inet_conn.icsk_inet.sk.__sk_common.skc_flags & 1ull << enum_value(enum sock_flags, SOCK_ZEROCOPY);
 }
 
-/* Whether a message finds room beside what TCP has promised room for: that
- * it would drop, for the sender to try again at ever longer intervals. The
- * promise costs more than its bytes. */
-INLINE int has_room(const struct tcp_sock *to, __u32 size)
+/* How much may be unread. As TCP's buffer does, it grows with what the receiver
+ * has read; one that does not read gets no more than the buffer that it has. */
+INLINE __u32 room_of(const struct splice *s, const struct sock *at, __u32 queued)
+{
+	__u32 read = s->gone > queued ? s->gone - queued : 0;
+	__u32 room = at->sk_rcvbuf + read, most = ROOM_MOST;
+	__u32 limit = at->__sk_common.skc_net.net->ipv4.sysctl_tcp_rmem[2];
+
+	if (most > limit / 2)
+		most = limit / 2;
+	return room < most ? room : most;
+}
+
+/* Whether a message finds room. What comes by TCP is taken beyond it: the kernel
+ * makes the buffer as large as what is in it (tcp_clamp_window), up to
+ * tcp_rmem[2]. A buffer of the application's choice (SO_RCVBUF) stays as it is,
+ * and TCP would drop what it has promised room for, for the sender to try again
+ * at ever longer intervals. The promise costs more than its bytes. */
+INLINE int has_room(const struct splice *s, const struct tcp_sock *to, __u32 size)
 {
 	const struct sock *at = &to->inet_conn.icsk_inet.sk;
-	__u32 queued = at->sk_backlog.rmem_alloc.counter, room = at->sk_rcvbuf;
-	__s32 promised = to->rcv_wup + to->rcv_wnd - to->rcv_nxt; /* tcp_receive_window */
+	__u32 queued = at->sk_backlog.rmem_alloc.counter;
+	__s32 promised;
 
+	if (!(read_bits(at, sk_userlocks) & SOCK_RCVBUF_LOCK))
+		return queued + size <= room_of(s, at, queued);
+	promised = to->rcv_wup + to->rcv_wnd - to->rcv_nxt; /* tcp_receive_window */
 	if (promised < 0)
 		promised = 0;
-	if (!queued)
-		return size + promised <= room;
-	return queued + size + promised + promised / 8 <= room;
+	if (queued)
+		promised += promised / 8;
+	return queued + size + promised <= (__u32)at->sk_rcvbuf;
 }
 
 /* What is against redirecting. */
@@ -109,7 +130,7 @@ INLINE __u32 judge(struct splice *s, struct bpf_sock *sk, const struct tcp_sock 
 		return FALLBACK_BLOCKING;
 	if (has_options(own, to))
 		return FALLBACK_OPTIONS;
-	if (!has_room(to, size))
+	if (!has_room(s, to, size))
 		return FALLBACK_MEMORY;
 	/* Data may go by TCP before this program sees any: TCP Fast Open, or a
 	 * sender that waited for the connection inside of sendmsg(2). */
@@ -121,12 +142,44 @@ INLINE __u32 judge(struct splice *s, struct bpf_sock *sk, const struct tcp_sock 
 	return FALLBACK_NONE;
 }
 
+static long is_unlocked(__u32 i __attribute__((unused)), __u64 *to)
+{
+	const struct tcp_sock *tcp = bpf_rdonly_cast((void *)*to, kernel_type(struct tcp_sock));
+
+	return !*(const volatile int *)&tcp->inet_conn.icsk_inet.sk.sk_lock.owned;
+}
+
+/* Redirecting takes the receiver's lock, which it holds while it copies. To wait
+ * for that here, if it isn't for long, is less than to be put to sleep and woken. */
+INLINE void await_lock(const struct splice *s)
+{
+	__u64 to = s->to;
+
+	bpf_loop(LOOKS, is_unlocked, &to, 0);
+}
+
+INLINE int redirect(struct sk_msg_md *msg, struct splice *s)
+{
+	struct splice_key peer = s->peer;
+
+	await_lock(s);
+	/* SK_DROP when the other end is not there; the verdict is ours. */
+	if (bpf_msg_redirect_hash(msg, &spliced, &peer, BPF_F_INGRESS) != SK_PASS)
+		return 0;
+	s->messages++;
+	s->bytes += msg->size;
+	s->redirected += msg->size;
+	if (s->gone < GONE_MOST)
+		s->gone += msg->size;
+	s->fallback = FALLBACK_NONE;
+	return 1;
+}
+
 SEC("sk_msg")
 int splice(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
 	struct tcp_sock *own;
-	struct splice_key peer;
 	struct splice *s;
 	struct sk_msg *m;
 	__u32 why;
@@ -143,18 +196,10 @@ int splice(struct sk_msg_md *msg)
 	if (s->bytes >= SETTLE_EVERY)
 		settle(s);
 	why = judge(s, sk, own, msg->size);
-	if (!why) {
-		peer = s->peer;
-		/* SK_DROP when the other end is not there; the verdict is ours. */
-		if (bpf_msg_redirect_hash(msg, &spliced, &peer, BPF_F_INGRESS) == SK_PASS) {
-			s->messages++;
-			s->bytes += msg->size;
-			s->redirected += msg->size;
-			s->fallback = FALLBACK_NONE;
-			return SK_PASS;
-		}
+	if (!why && redirect(msg, s))
+		return SK_PASS;
+	if (!why)
 		why = FALLBACK_PEER;
-	}
 	s->by_tcp = 1;
 	if (s->fallback != why) {
 		s->fallback = why;

@@ -189,7 +189,7 @@ struct splice {
 	__u32 generation;
 	__u32 switched_off; /* as of that generation */
 	__u32 counted;      /* TCP's write_seq when bytes was last added to */
-	__u32 pad;
+	__u32 gone;         /* bytes redirected, up to GONE_MOST */
 	__u32 workload; /* the client's */
 	__u32 service;
 	__u32 endpoint; /* workload */

@@ -53,6 +53,49 @@ var hazards = []struct {
 		}
 		p.exchange(t, 5000)
 	}},
+	{"receiver stops reading", func(t *testing.T, _ *splicing, p *pair) {
+		for _, way := range [][2]int{{p.client, p.server}, {p.server, p.client}} {
+			if err := stream(way[0], way[1], 8, 4<<20, nil); err != nil {
+				t.Fatal(err)
+			}
+			sent, err := fill(way[0], 64<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What both buffers hold, which TCP makes grow, and the room of
+			// ROOM_MOST in splice.c with one message more than fits.
+			bound := 1<<20 + 64<<10
+			for fd, option := range map[int]int{way[0]: unix.SO_SNDBUF, way[1]: unix.SO_RCVBUF} {
+				size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+				if err != nil {
+					t.Fatal(err)
+				}
+				bound += size
+			}
+			if t.Logf("%d bytes accepted of %d", len(sent), bound); len(sent) > bound {
+				t.Errorf("%d bytes accepted, at most %d expected", len(sent), bound)
+			}
+			if err := patiently.expect(way[1], sent); err != nil {
+				t.Error(err)
+			}
+		}
+	}},
+	{"buffer of the receiver's choice", func(t *testing.T, _ *splicing, p *pair) {
+		// The kernel does not make it grow: what TCP dropped would come late.
+		if err := unix.SetsockoptInt(p.server, unix.SOL_SOCKET, unix.SO_RCVBUF, 40_000); err != nil {
+			t.Fatal(err)
+		}
+		if err := stream(p.client, p.server, 10, 4<<20, nil); err != nil {
+			t.Error(err)
+		}
+		sent, err := fill(p.client, 64<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := patiently.expect(p.server, sent); err != nil {
+			t.Error(err)
+		}
+	}},
 	{"order", func(t *testing.T, _ *splicing, p *pair) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
