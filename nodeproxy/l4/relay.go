@@ -38,14 +38,15 @@ type relay struct {
 type state uint16
 
 const (
-	inbound  state = 1 << iota // the stream is the source
-	readable                   // the socket may have more
-	unsure                     // a FIN may have come: a short read doesn't prove that nothing is left
-	resuming                   // on the loop's ready list
-	blocked                    // the socket takes no more
-	sentEnd                    // the application's FIN is passed on
-	gotEnd                     // the stream's end has come
-	shut                       // and is passed on
+	inbound   state = 1 << iota // the stream is the source
+	readable                    // the socket may have more
+	unsure                      // a FIN may have come: a short read doesn't prove that nothing is left
+	resuming                    // on the loop's ready list
+	blocked                     // the socket takes no more
+	sentEnd                     // the application's FIN is passed on
+	gotEnd                      // the stream's end has come
+	shut                        // and is passed on
+	streaming                   // the last helping was large
 	dead
 )
 
@@ -129,18 +130,15 @@ func (r *relay) pull() {
 	if !r.is(readable) || r.is(sentEnd|dead) {
 		return
 	}
-	s := r.set
-	s.slots = r.stream.Reserve(1<<30, s.slots[:0])
-	if len(s.slots) == 0 {
+	want := small
+	if r.is(streaming) {
+		want = 1 << 30
+	}
+	slots := r.stream.Reserve(want, r.set.slots[:0])
+	if len(slots) == 0 {
 		return // Writable calls again
 	}
-	s.vec = s.vec[:0]
-	room := 0
-	for _, slot := range s.slots {
-		s.vec = append(s.vec, loop.Iovec(slot))
-		room += len(slot)
-	}
-	n, e := loop.Readv(r.reg.FD(), s.vec)
+	n, room, e := r.set.read(r.reg.FD(), slots)
 	r.stream.Commit(max(n, 0))
 	switch {
 	case e == unix.EAGAIN:
@@ -155,6 +153,11 @@ func (r *relay) pull() {
 	default:
 		r.count(n, r.is(inbound))
 		r.hop.moved(n)
+		if n >= small {
+			r.state |= streaming
+		} else {
+			r.state &^= streaming
+		}
 		if n == room || r.is(unsure) {
 			r.again()
 		} else {
@@ -163,6 +166,25 @@ func (r *relay) pull() {
 			r.state &^= readable
 		}
 	}
+}
+
+// small is how much is read of a stream whose last helping was smaller. It takes
+// one slot as a rule, and so the cheapest of system calls.
+const small = 8 << 10
+
+// read reads into slots, which have room for so much.
+func (s *Relays) read(fd int, slots [][]byte) (n, room int, e unix.Errno) {
+	if len(slots) == 1 {
+		n, e = loop.Read(fd, slots[0])
+		return n, len(slots[0]), e
+	}
+	s.vec = s.vec[:0]
+	for _, slot := range slots {
+		s.vec = append(s.vec, loop.Iovec(slot))
+		room += len(slot)
+	}
+	n, e = loop.Readv(fd, s.vec)
+	return n, room, e
 }
 
 // lost is called when the socket has failed and nothing more can be read now.
@@ -205,7 +227,7 @@ func (r *relay) write(v []unix.Iovec, n int) {
 	var done int
 	var e unix.Errno
 	if !r.hop.blocks() { // since this was gathered
-		done, e = loop.Writev(r.reg.FD(), v)
+		done, e = writePieces(r.reg.FD(), v)
 	}
 	switch {
 	case e == unix.EAGAIN || r.hop.refuses(e):
@@ -236,6 +258,13 @@ func (r *relay) write(v []unix.Iovec, n int) {
 		r.state &^= blocked // nobody will say that the rest finds room
 		r.drain()
 	}
+}
+
+func writePieces(fd int, v []unix.Iovec) (int, unix.Errno) {
+	if len(v) == 1 {
+		return loop.Write(fd, bytesOf(&v[0]))
+	}
+	return loop.Writev(fd, v)
 }
 
 func (r *relay) moved(n int) {
