@@ -19,8 +19,9 @@ func (c *commands) check() *cobra.Command {
 		Use:   "check",
 		Short: "Look at what the node needs of this machine, and say what is missing",
 		Long: `Look at the kernel, capabilities, file systems and ports that the node needs,
-and where it is to use Consul, at the agent and the token. Nothing is changed. The exit code is 1 when a node can't run here. With --brief,
-a line for each thing that is not as it should be, with its priority in front as
+and where it is to use Consul, at the agent, the token, and what seals leaves.
+Nothing is changed. The exit code is 1 when a node can't run here. With --brief, a
+line for each thing that is not as it should be, with its priority in front as
 sd-daemon(3) has it: the unit runs it so before each start.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,6 +34,7 @@ sd-daemon(3) has it: the unit runs it so before each start.`,
 				return err
 			}
 			report.Findings = append(report.Findings, checkConsul(cmd.Context(), conf)...)
+			report.Findings = append(report.Findings, checkLeafCache(cmd.Context(), conf)...)
 			render := renderReport
 			if brief {
 				render = renderBriefly

@@ -21,6 +21,16 @@ const credential = "meshproxy.leaves"
 // answerWithin bounds how long a TPM may hold up a start.
 const answerWithin = 20 * time.Second
 
+// Sealer says which systemd's program seals keys here, or why none does.
+func Sealer(ctx context.Context) (string, error) {
+	out, err := run(ctx, nil, "--version")
+	if err != nil {
+		return "", err
+	}
+	version, _, _ := strings.Cut(string(out), "\n")
+	return program + " of " + version, nil
+}
+
 func encrypt(ctx context.Context, plain []byte, with Seal) ([]byte, error) {
 	return run(ctx, plain, "encrypt", "--with-key="+string(with), "--name="+credential, "-", "-")
 }

@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestMachines: two kernels that meet, keep what was written over a reboot, and
+// TestMachinesMeet: two kernels that meet, keep what was written over a reboot, and
 // say how commands ended.
-func TestMachines(t *testing.T) {
+func TestMachinesMeet(t *testing.T) {
 	lan := NewSwitch(t)
 	machines := BootAll(t,
 		Options{Name: "a", Switch: lan, Addresses: []string{"10.77.0.1/24", "fd00:77::1/64"}},
