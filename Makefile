@@ -39,7 +39,7 @@ unit: ## the tests beside the code
 	$(GO) test $(BESIDE)
 
 race: ## the same under the race detector
-	$(GO) test -race $(BESIDE)
+	GORACE=atexit_sleep_ms=0 $(GO) test -race $(BESIDE)
 
 e2e: build ## nodes, workloads and faults on the real kernel (root)
 	$(GO) test -count=1 ./tests/e2e/...

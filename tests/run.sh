@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# All tests, in the order in which a failure is cheapest to understand. Prints
-# a summary; fails when any step fails or when a test was skipped.
+# All tests, in the order in which a failure is cheapest to understand, save that
+# the emulated machines run beside most of it. Prints a summary; fails when any
+# step fails or when a test was skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "the tests load BPF programs and make namespaces: run them as root" >&2; exit 1; }
 
 log=$(mktemp -d /tmp/meshproxy-test.XXXXXX)
-trap 'rm -rf "$log"' EXIT
-failed=()
+mkdir "$log/failed" "$log/said"
+beside= # the process group of the steps in the background
+finish() {
+	[ -z "$beside" ] || kill -- -"$beside" 2>/dev/null || true
+	rm -rf "$log"
+}
+trap finish EXIT
 
 step() {
 	local name=$1 begin=$SECONDS
@@ -20,42 +26,62 @@ step() {
 	else
 		cat "$log/$name"
 		echo "== $name FAILED after $((SECONDS - begin)) s"
-		failed+=("$name")
+		touch "$log/failed/$name"
 	fi
+}
+
+# begin starts a step in the background, and join waits for it and says how it
+# ended. The group is one of its own, so that an interruption finds all of it.
+begin() {
+	set -m
+	step "$@" >"$log/said/$1" 2>&1 &
+	beside=$!
+	set +m
+	echo "== $1 goes on beside what follows"
+}
+join() {
+	wait "$beside" || touch "$log/failed/$1"
+	beside=
+	cat "$log/said/$1"
 }
 
 packages=$(go list ./... | grep -v -E '/tests/(e2e|packages|vm|machines|kernels)')
 
 step build make build
+step packages make test-packages
+# Under real systemd, on Debian's own kernel; logs and a summary stay in
+# bin/vm-logs. Other kernels, as `make test-kernels` has them, take too long, as
+# does the document on Consul word by word, the rest of `make test-vm`. Half of
+# the time the machines wait, for each other and for their own timeouts.
+begin vm make test-vm VMRUN=TestMachines
 step lint make lint
 step generated make check-generated
 # -p 1 for packages that make namespaces and attach programs would double the
 # time; each test has its own subtree, namespaces and pins instead.
 step unit go test -count=1 -v -timeout 20m $packages
-step race go test -count=1 -race -timeout 20m $(go list ./... | grep -v -E '/tests/(e2e|bench|demo|packages|vm|machines|kernels)')
-step e2e go test -count=1 -v -timeout 20m ./tests/e2e/...
+# Each process that a test ends would wait a second for reports of races.
+step race env GORACE=atexit_sleep_ms=0 go test -count=1 -race -timeout 20m $(go list ./... | grep -v -E '/tests/(e2e|bench|demo|packages|vm|machines|kernels)')
+# Those that run side by side wait nearly all of the time: for leaves to be over,
+# for Consul's servers to elect another leader.
+step e2e go test -count=1 -v -timeout 20m -parallel 6 ./tests/e2e/...
 # The product itself under the race detector, on what exercises most of it.
 step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestContainer|TestAuthorization|TestPolicyChange|TestInboundModes|TestHotReload|TestRotation|TestHops' ./tests/e2e/...
 # What the way between applications and the proxy matters to, spliced.
 step e2e-hops env E2E_HOPS=auto go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestPolicyChange|TestReload|TestCloses|TestCrash$|TestSlowReader|TestPrivileges$|TestUpgrade$|TestUpgradeToAnotherLayout' ./tests/e2e/...
-step packages make test-packages
-# Under real systemd, on Debian's own kernel; logs and a summary stay in
-# bin/vm-logs. Other kernels, as `make test-kernels` has them, take too long, as
-# does the document on Consul word by word, the rest of `make test-vm`.
-step vm make test-vm VMRUN=TestMachines
 step fuzz tests/fuzz.sh
+join vm
 step demo bin/meshproxy demo --duration 10s
 
-if grep -hE '^\s*--- SKIP' "$log"/*; then
+if grep -shE '^\s*--- SKIP' "$log"/*; then
 	echo "== tests were skipped: that counts as a failure"
-	failed+=(skipped)
+	touch "$log/failed/skipped"
 fi
 passed=$(cat "$log"/{unit,e2e,packages,vm} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
 bad=$(cat "$log"/* 2>/dev/null | grep -cE '^\s*--- FAIL' || true)
 echo "$passed passed, $bad failed"
-if [ ${#failed[@]} -gt 0 ]; then
-	echo "FAILED: ${failed[*]}"
+if [ -n "$(ls "$log/failed")" ]; then
+	echo "FAILED:" $(ls "$log/failed")
 	exit 1
 fi
