@@ -289,13 +289,6 @@ func measurePeers(ctx context.Context, h *harness) error {
 	})
 }
 
-// measureLocals is a round of the local path.
-func measureLocals(ctx context.Context, h *harness) error {
-	return h.each(ctx, func(c contender) (values, error) {
-		return measureLocal(ctx, h.site, c.(localPeer), h.plan)
-	})
-}
-
 func (h *harness) measureWorkloads(ctx context.Context) error {
 	bytes, err := manyWorkloads(ctx, h.site, h.plan.workloads)
 	if err != nil {

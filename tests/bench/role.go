@@ -27,6 +27,13 @@ func role(args []string) error {
 	case "pair-client":
 		load.Tune()
 		return pairRole(args[1])
+	case "awake":
+		cpu, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		load.Tune()
+		return load.KeepAwake(cpu, func() { fmt.Println("ready") })
 	case "tls-client", "tls-server":
 		return runTLSProxy(name, args[1], args[2], args[3], args[4], args[5])
 	case "many-servers", "many-clients":
