@@ -17,9 +17,8 @@ import (
 )
 
 // The copy path, one read at a time, between a socket and HTTP/2 without TLS:
-// the loop doesn't run, the test does its work. What crypto/tls adds is its own
-// affair: nothing when it writes, one pointer-sized reader about every 30 KB
-// when it reads (Conn.readFromUntil).
+// the loop doesn't run, the test does its work. Package record has a test of its
+// own.
 
 // path is a relay whose tunnel is played by the test.
 type path struct {

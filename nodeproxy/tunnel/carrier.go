@@ -8,13 +8,14 @@ import (
 
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/record"
 )
 
 // recordSize is the plaintext of a full TLS record.
-const recordSize = 16384
+const recordSize = record.MaxPayload
 
 // recordOverhead is what TLS 1.3 adds to it: header, content type and tag.
-const recordOverhead = 5 + 1 + 16
+const recordOverhead = record.Overhead
 
 // connWindow lets sixteen streams whose readers are stuck hold their whole
 // windows before the connection's other streams feel it (ztunnel: four). What
@@ -89,10 +90,12 @@ type Carrier struct {
 	options Options
 	http2   h2.Config
 	out     *loop.Pool
-	conns   map[*conn]struct{}
-	lineOut *loop.Pool
-	lines   map[*Line]struct{}
-	settles []loop.Flusher
+	// partials are for what a read left of a record.
+	partials *loop.Pool
+	conns    map[*conn]struct{}
+	lineOut  *loop.Pool
+	lines    map[*Line]struct{}
+	settles  []loop.Flusher
 }
 
 // NewCarrier prepares l. Call it before l runs, or on l.
@@ -105,6 +108,7 @@ func NewCarrier(l *loop.Loop, o Options) *Carrier {
 	}
 	// Two more than one Reserve fills: control frames, and what a turn begins with.
 	c.out = l.NewPool((slots + 2) * (recordSize + recordOverhead))
+	c.partials = l.NewPool(record.MaxRecord)
 	// One more record than a Write fills: an alert, the answer to a KeyUpdate.
 	c.lineOut = l.NewPool(LineWrite + recordSize + (LineWrite/recordSize+1)*lineRecordOverhead)
 	if c.http2.ConnWindow == 0 {

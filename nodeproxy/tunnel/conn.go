@@ -5,7 +5,6 @@ package tunnel
 import (
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +12,7 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/record"
 )
 
 // Errors of connections.
@@ -51,27 +51,23 @@ const (
 // close its side.
 const lingerLimit = 3 * time.Second
 
-// keyLimit is how many bytes one set of traffic keys may carry: 2^24 full
-// records, below the 2^24.5 of RFC 8446, section 5.5. crypto/tls does not
-// update keys by itself, so the connection drains and another takes over.
-const keyLimit = 1 << 24 * recordSize
-
 // conn is one TLS connection on its loop.
 type conn struct {
 	carrier *Carrier
 	role    role
 	reg     loop.Registration
-	tls     tlsConn
-	mem     *memory
+	layer   *record.Layer
+	out     outbox
+	partial []byte // the beginning of a record; nil without one
 	h2      *h2.Conn
 	peer    Peer
 	err     error // why it ended, nil while it stands or when it ended well
 	lost    error // why nothing can be sent; it ends when its input does
 
 	phase    phase
-	fresh    bool // the first read is still to come
 	readable bool // the socket may have more input
 	unsure   bool // a FIN may be behind it: a short read doesn't prove that nothing is left
+	eof      bool // the socket's end has come
 	resuming bool // on the loop's ready list
 	listed   bool // on the list of those to flush
 	blocked  bool // the socket takes no more output
@@ -79,7 +75,6 @@ type conn struct {
 	draining bool
 
 	idleLimit time.Duration
-	received  uint64 // ciphertext
 	born      time.Duration
 	idleSince time.Duration
 	heardAt   time.Duration
@@ -87,16 +82,9 @@ type conn struct {
 	phaseAt   time.Duration // since when it drains or lingers
 }
 
-// tlsConn is what a conn needs of a *tls.Conn.
-type tlsConn interface {
-	io.ReadWriter
-	CloseWrite() error
-}
-
 // adopt moves a connection to the loop. On an error it is closed.
 func (c *Carrier) adopt(s *secured, r role, client bool) (*conn, error) {
-	k := &conn{carrier: c, role: r, tls: s.tls, mem: s.mem, peer: s.peer, fresh: true, readable: true, unsure: true}
-	k.mem.pool = c.out
+	k := &conn{carrier: c, role: r, layer: s.layer, out: outbox{pool: c.out}, peer: s.peer}
 	var err error
 	if k.reg, err = c.loop.Register(s.fd, k); err != nil {
 		_ = unix.Close(s.fd)
@@ -111,9 +99,6 @@ func (c *Carrier) adopt(s *secured, r role, client bool) (*conn, error) {
 		k.h2, k.idleLimit = h2.NewServer(&c.http2, k), c.options.ServerIdle
 	}
 	k.h2.Start()
-	// Input may have come together with the handshake's last message, and be in
-	// crypto/tls's buffer already, where no event tells of it.
-	k.resume()
 	return k, nil
 }
 
@@ -156,93 +141,14 @@ func (c *conn) list() {
 	}
 }
 
-// read takes one helping of input: half the scratch buffer of ciphertext, the
-// other half for the plaintext.
-func (c *conn) read() {
-	if !c.readable || c.phase == closed {
-		return
-	}
-	scratch := c.carrier.loop.Scratch()
-	cipher, plain := scratch[:len(scratch)/2], scratch[len(scratch)/2:]
-	n, e := loop.Read(c.reg.FD(), cipher)
-	switch {
-	case c.lost != nil && n <= 0:
-		c.fail(c.lost)
-		return
-	case e == unix.EAGAIN:
-		c.readable, c.unsure = false, false
-		if !c.fresh {
-			return
-		}
-	case e != 0:
-		c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("read tunnel: %w", e)))
-		return
-	case n == 0:
-		c.readable, c.mem.eof = false, true
-	case n < len(cipher) && !c.unsure:
-		c.readable = false // the next arrival raises an edge
-	}
-	if c.phase >= finishing {
-		// Nobody takes it any more, and after a violation it is cut in the
-		// middle of a record: decrypting it would only raise an alert.
-		if c.mem.eof && c.phase == lingering {
-			c.close(nil)
-		} else if c.readable {
-			c.resume()
-		}
-		return
-	}
-	c.fresh = false
-	c.received += uint64(max(n, 0))
-	c.mem.in = cipher[:max(n, 0)]
-	c.decrypt(plain)
-	c.mem.in = nil
-	if c.phase < lingering && c.mem.unsent() > 0 {
-		c.list() // crypto/tls answered something, a KeyUpdate perhaps
-	}
-	if c.readable {
-		c.resume()
-	}
-}
+// sealer is a conn as the io.Writer of its HTTP/2.
+type sealer conn
 
-// decrypt feeds HTTP/2 with what the ciphertext holds. Payload that sinks
-// gather stays where it is until settle.
-func (c *conn) decrypt(plain []byte) {
-	defer c.carrier.settle()
-	p := plain
-	for {
-		n, err := c.tls.Read(p)
-		if n > 0 {
-			c.heard = true
-			if err := c.h2.Feed(p[:n]); err != nil {
-				c.violated(err)
-				return
-			}
-			if c.phase == closed {
-				return
-			}
-			if p = p[n:]; len(p) < recordSize {
-				c.carrier.settle()
-				p = plain
-			}
-		}
-		switch {
-		case err == nil:
-		case err == error(errNoData):
-			return
-		case err == io.EOF:
-			c.hungUp()
-			return
-		default:
-			c.sendLast()        // crypto/tls has left an alert for the peer
-			r := reason.Of(err) // the server tells its opinion of the client's leaf only now
-			if r == reason.Internal {
-				r = reason.TunnelReset
-			}
-			c.fail(reason.Wrap(r, fmt.Errorf("read tunnel: %w", err)))
-			return
-		}
-	}
+// Write seals a record, see h2.Conn.WriteTo.
+func (s *sealer) Write(p []byte) (int, error) {
+	sealed, err := s.layer.Seal(s.out.open(), p[:len(p)+1])
+	s.out.sealed = sealed
+	return len(p), err
 }
 
 // push encrypts what waits and writes it.
@@ -250,7 +156,7 @@ func (c *conn) push() {
 	for !c.blocked && c.phase < lingering {
 		// What a blocked socket left goes first: sealing more behind it would
 		// outgrow the buffer.
-		switch e := c.mem.send(c.reg.FD()); {
+		switch e := c.out.send(c.reg.FD()); {
 		case e == unix.EAGAIN:
 			c.blocked = true
 			return
@@ -258,10 +164,10 @@ func (c *conn) push() {
 			c.cannotSend(fmt.Errorf("write tunnel: %w", e))
 			return
 		}
-		if c.h2.Pending() == 0 {
+		if c.h2.Pending() == 0 && !c.layer.Owes() {
 			break
 		}
-		if _, err := c.h2.WriteTo(c.tls); err != nil {
+		if err := c.seal(); err != nil {
 			c.fail(reason.Wrap(reason.TunnelReset, fmt.Errorf("write tunnel: %w", err)))
 			return
 		}
@@ -272,6 +178,16 @@ func (c *conn) push() {
 	if c.phase == finishing && !c.blocked {
 		c.linger()
 	}
+}
+
+func (c *conn) seal() (err error) {
+	if c.layer.Owes() {
+		if c.out.sealed, err = c.layer.Answer(c.out.open()); err != nil {
+			return err
+		}
+	}
+	_, err = c.h2.WriteTo((*sealer)(c))
+	return err
 }
 
 // cannotSend: the peer takes no more, because it has gone. What it sent before
@@ -327,7 +243,7 @@ func (c *conn) linger() {
 	c.phase, c.phaseAt = lingering, c.carrier.loop.Now()
 	c.sayBye()
 	loop.ShutdownWrite(c.reg.FD())
-	if c.mem.eof {
+	if c.eof {
 		c.close(nil)
 		return
 	}
@@ -335,18 +251,12 @@ func (c *conn) linger() {
 	c.resume()
 }
 
-// sayBye sends close_notify if the socket takes it.
+// sayBye sends close_notify, or the alert that says what the peer did wrong, if
+// the socket takes it.
 func (c *conn) sayBye() {
-	if c.mem.unsent() == 0 {
-		_ = c.tls.CloseWrite()
-		c.sendLast()
-	}
-}
-
-// sendLast makes one attempt to send what crypto/tls has collected.
-func (c *conn) sendLast() {
-	if !c.blocked {
-		_ = c.mem.send(c.reg.FD())
+	if c.out.unsent() == 0 && !c.blocked {
+		c.out.sealed = c.layer.Close(c.out.open())
+		_ = c.out.send(c.reg.FD())
 	}
 }
 
@@ -373,7 +283,8 @@ func (c *conn) close(err error) {
 	c.phase = closed // the sinks' last calls must not write
 	c.leave(err)
 	c.reg.Close()
-	c.mem.release()
+	c.out.release()
+	c.keep(nil)
 	delete(c.carrier.conns, c)
 	c.h2.Close() // last: after a panic it may do so again
 }

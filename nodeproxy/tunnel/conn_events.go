@@ -84,7 +84,6 @@ func (c *conn) lookAround(now time.Duration, day time.Time) {
 			c.fail(errDrainTimeout)
 		}
 	case day.After(c.peer.Expires), l.MaxAge > 0 && now-c.born > l.MaxAge,
-		max(c.received, c.mem.total) > keyLimit,
 		c.h2.Streams() == 0 && now-c.idleSince > c.idleLimit:
 		c.drain()
 	}

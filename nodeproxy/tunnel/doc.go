@@ -11,10 +11,10 @@
 // # How TLS meets the loop
 //
 // The handshake runs on an ordinary goroutine with ordinary blocking reads.
-// Then the descriptor moves to the loop, and crypto/tls reads and writes memory:
-// records of a turn are collected and leave with one write(2), up to sixteen
-// come in with one read(2). Alerts, KeyUpdate and tickets stay the business of
-// crypto/tls.
+// Then the descriptor moves to the loop, and package record takes over: up to
+// sixteen records come in with one read(2) and are opened where they are, those
+// of a turn leave with one write(2). Lines, which may be TLS 1.2 and resume
+// sessions, stay with crypto/tls, which reads and writes memory.
 //
 // The package owns connections, their pooling, keep-alive, age and drain. It
 // must not know workloads, policy, certificates' origin (it asks a

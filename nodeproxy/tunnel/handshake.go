@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
+	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/record"
 )
 
 // transport is what the handshakes of one kind of connection insist on.
@@ -27,11 +28,14 @@ type transport struct {
 	// resumes leaves it to the configurations whether sessions are resumed. That
 	// pays where a connection carries a single stream.
 	resumes bool
+	// layered: package record protects what follows the handshake. That takes
+	// TLS 1.3, and no tickets of ours (resumes).
+	layered bool
 }
 
 var (
 	// hbone: TLS 1.3 and exactly "h2", as ztunnel has it.
-	hbone = transport{version: tls.VersionTLS13, alpn: "h2"}
+	hbone = transport{version: tls.VersionTLS13, alpn: "h2", layered: true}
 	// mtls: Consul's sidecars stop at TLS 1.2 as clients unless they are told
 	// otherwise, and the SDK offers "h2" for plain TCP.
 	mtls = transport{version: tls.VersionTLS12, resumes: true}
@@ -54,11 +58,14 @@ var errProbe = reason.Wrap(reason.TLSHandshake, errors.New("peer said nothing an
 // secured is a connection after its handshake, on the way to a loop.
 type secured struct {
 	fd   int
-	tls  *tls.Conn
-	mem  *memory
 	peer Peer
 	// resumed: the handshake resumed a session.
 	resumed bool
+	// Of a tunnel:
+	layer *record.Layer
+	// Of a line:
+	tls *tls.Conn
+	mem *memory
 }
 
 // HandshakeFunc runs the handshake of a connection. An error that carries a
@@ -67,28 +74,45 @@ type HandshakeFunc func(context.Context, *tls.Conn) error
 
 // client secures a connection that was dialled. It closes nc.
 func (f HandshakeFunc) client(ctx context.Context, nc net.Conn, config *tls.Config, by transport) (*secured, error) {
-	shown := new(leaf)
-	return f.shake(ctx, nc, shown, by, func(m *memory) *tls.Conn {
-		return tls.Client(m, shown.watch(by.of(config)))
+	h := handshake{by: by, client: true}
+	return f.shake(ctx, nc, &h, func(m *memory) *tls.Conn {
+		return tls.Client(m, h.watch(config))
 	})
 }
 
 // server secures a connection that was accepted. It closes nc.
 func (f HandshakeFunc) server(ctx context.Context, nc net.Conn, config *tls.Config, by transport) (*secured, error) {
-	shown := new(leaf)
-	return f.shake(ctx, nc, shown, by, func(m *memory) *tls.Conn {
-		c := shown.watch(by.of(config))
+	h := handshake{by: by}
+	return f.shake(ctx, nc, &h, func(m *memory) *tls.Conn {
+		c := h.watch(config)
 		if choose := config.GetConfigForClient; choose != nil {
-			c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-				chosen, err := choose(h)
+			c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+				chosen, err := choose(hello)
 				if chosen == nil || err != nil {
 					return nil, err
 				}
-				return shown.watch(by.of(chosen)), nil
+				return h.watch(chosen), nil
 			}
 		}
 		return tls.Server(m, c)
 	})
+}
+
+// handshake is what is to be learned of one, and crypto/tls does not tell.
+type handshake struct {
+	by      transport
+	client  bool
+	shown   leaf
+	secrets record.Secrets
+}
+
+// watch makes config one for the transport that reports to h.
+func (h *handshake) watch(config *tls.Config) *tls.Config {
+	c := h.by.of(config)
+	if h.by.layered {
+		c.KeyLogWriter = &h.secrets
+	}
+	return h.shown.watch(c)
 }
 
 // of makes config one for the transport. Small records at the start of a burst
@@ -110,9 +134,13 @@ func (by transport) of(config *tls.Config) *tls.Config {
 	return c
 }
 
-func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, by transport, secure func(*memory) *tls.Conn) (*secured, error) {
+func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, h *handshake, secure func(*memory) *tls.Conn) (*secured, error) {
 	defer nc.Close()
-	m := &memory{Conn: nc}
+	defer h.secrets.Erase()
+	m, steps := &memory{Conn: nc}, &record.Steps{Conn: nc}
+	if h.by.layered {
+		m.Conn = steps
+	}
 	conn := secure(m)
 	if f == nil {
 		f = func(ctx context.Context, c *tls.Conn) error { return c.HandshakeContext(ctx) }
@@ -124,19 +152,33 @@ func (f HandshakeFunc) shake(ctx context.Context, nc net.Conn, shown *leaf, by t
 		return nil, shakeError(ctx, err)
 	}
 	state := conn.ConnectionState()
-	if state.NegotiatedProtocol != by.alpn {
+	if state.NegotiatedProtocol != h.by.alpn {
 		return nil, reason.Wrap(reason.TLSHandshake, ErrALPN)
 	}
-	peer, err := peerOf(&state, shown.cert, nc)
+	peer, err := peerOf(&state, h.shown.cert, nc)
 	if err != nil {
 		return nil, err
 	}
-	fd, err := extract(nc)
-	if err != nil {
+	s := &secured{peer: peer, resumed: state.DidResume}
+	if !h.by.layered {
+		s.tls, s.mem = conn, m
+	} else if s.layer, err = takeOver(&state, h, steps); err != nil {
+		return nil, err
+	}
+	if s.fd, err = extract(nc); err != nil {
 		return nil, err
 	}
 	m.Conn = nil
-	return &secured{fd: fd, tls: conn, mem: m, peer: peer, resumed: state.DidResume}, nil
+	return s, nil
+}
+
+// takeOver goes on where crypto/tls ends.
+func takeOver(state *tls.ConnectionState, h *handshake, steps *record.Steps) (*record.Layer, error) {
+	if !steps.Between() {
+		return nil, reason.Wrap(reason.TLSHandshake, errors.New("handshake ends in the middle of a record"))
+	}
+	layer, err := record.New(state, &h.secrets, h.client)
+	return layer, reason.Wrap(reason.TLSHandshake, err)
 }
 
 func shakeError(ctx context.Context, err error) error {

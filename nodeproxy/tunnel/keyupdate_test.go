@@ -34,8 +34,8 @@ const (
 )
 
 // The peer updates its keys and asks for the same, again and again, between
-// frames and amid a stream: crypto/tls does it, on memory as on a socket, and
-// its answers have to leave without anything else to send.
+// frames and amid a stream. The answers have to leave without anything else to
+// send.
 func TestKeyUpdate(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	s := newServer(t, ca, tunnel.Options{}, echo, nil)
@@ -265,6 +265,8 @@ func (r *raw) open() error {
 		r.updates++
 	case kind == recordAlert && inner[1] == 0:
 		return errCloseNotify
+	case kind == recordAlert:
+		return fmt.Errorf("alert %d", inner[1])
 	default:
 		return fmt.Errorf("content of type %d: %x", kind, inner)
 	}
@@ -272,8 +274,8 @@ func (r *raw) open() error {
 }
 
 // Bytes of the first records may come together with the handshake's last
-// message, and nothing else ever: what crypto/tls has in its buffers then must
-// not be forgotten.
+// message, and nothing else ever: they must not be forgotten, nor read by
+// crypto/tls.
 func TestDataRightAfterHandshake(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	s := newServer(t, ca, tunnel.Options{}, echo, nil)

@@ -3,6 +3,7 @@
 package tunnel
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -41,7 +42,7 @@ var (
 type Line struct {
 	carrier *Carrier
 	reg     loop.Registration
-	tls     tlsConn
+	tls     *tls.Conn
 	mem     *memory
 	peer    Peer
 	user    LineUser // nil when nobody wants to hear any more
@@ -233,7 +234,7 @@ func (l *Line) sendRest() unix.Errno {
 // stalled line doesn't hold a whole buffer of the loop.
 func (l *Line) keep() {
 	if l.mem.unsent() > 0 {
-		l.rest = append(slices.Clip(l.rest), l.mem.out[l.mem.sent:]...)
+		l.rest = append(slices.Clip(l.rest), l.mem.sealed[l.mem.sent:]...)
 		l.mem.release()
 	}
 }

@@ -6,14 +6,10 @@ import (
 	"io"
 	"net"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 )
 
 // memory is the net.Conn beneath a tls.Conn: the socket during the handshake,
-// two buffers afterwards.
+// two buffers afterwards, in a line.
 type memory struct {
 	net.Conn      // nil once the loop has taken over
 	heard    bool // anything came during the handshake
@@ -21,11 +17,7 @@ type memory struct {
 	in  []byte // ciphertext that was received and crypto/tls has not taken yet
 	eof bool   // nothing follows in
 
-	out  []byte // ciphertext to send, from sent on
-	sent int
-	pool *loop.Pool // where out comes from
-
-	total uint64 // that was written so far
+	outbox
 }
 
 // errNoData is what crypto/tls gets when in is empty. It must be temporary:
@@ -59,38 +51,8 @@ func (m *memory) Write(p []byte) (int, error) {
 	if m.Conn != nil {
 		return m.Conn.Write(p)
 	}
-	if m.out == nil {
-		m.out = m.pool.Get()[:0]
-	}
-	m.out = append(m.out, p...)
-	m.total += uint64(len(p))
+	m.sealed = append(m.open(), p...)
 	return len(p), nil
-}
-
-// send writes what is collected. It reports EAGAIN when the socket takes no
-// more, and gives the buffer back when all is sent.
-func (m *memory) send(fd int) unix.Errno {
-	for m.sent < len(m.out) {
-		n, e := loop.Write(fd, m.out[m.sent:])
-		if e != 0 {
-			return e
-		}
-		m.sent += n
-	}
-	m.release()
-	return 0
-}
-
-// unsent is the number of bytes that wait for the socket.
-func (m *memory) unsent() int { return len(m.out) - m.sent }
-
-func (m *memory) release() {
-	if cap(m.out) == m.pool.Size() { // one that grew is not worth keeping
-		m.pool.Put(m.out)
-	} else if m.out != nil {
-		m.pool.Forget()
-	}
-	m.out, m.sent = nil, 0
 }
 
 // The deadlines matter during the handshake only; tls.Conn sets them around

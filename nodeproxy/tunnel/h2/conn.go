@@ -107,7 +107,8 @@ func (c *Conn) Pending() int {
 
 // WriteTo hands the output to w, one Write per TLS record, gives the batch back,
 // and lets the streams go on that waited for it. It must not be called while w
-// cannot take it all: what waits here is bounded, what waits in w is not.
+// cannot take it all: what waits here is bounded, what waits in w is not. What w
+// gets has a byte of capacity behind it, where w may put TLS's content type.
 func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
 	if b := c.out; b != nil {
 		c.out, c.dirty, c.backlog = nil, false, 0

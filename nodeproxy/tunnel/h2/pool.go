@@ -50,7 +50,7 @@ func (p *BatchPool) put(b *Batch) {
 		return
 	}
 	p.lent--
-	if len(b.buf) > p.records*RecordSize { // a backlog made it grow
+	if len(b.buf) > p.records*stride { // a backlog made it grow
 		return
 	}
 	b.reset()
