@@ -56,6 +56,9 @@ type Capture struct {
 	// hops asks and tells about hops; nil while there are none.
 	hops atomic.Pointer[ebpf.Program]
 
+	// twoSteps: the kernel can't look up and delete at once.
+	twoSteps atomic.Bool
+
 	// marker, if set, marks sockets in the state of the process that took over.
 	marker atomic.Pointer[Marker]
 

@@ -36,25 +36,14 @@ type Flow struct {
 // connection was not captured, or the second time.
 func (c *Capture) Flow(netns uint64, client, local netip.AddrPort) (Flow, error) {
 	key := bpf.CaptureFlowKey{Netns: netns, Client: toAddress(client), Local: toAddress(local)}
-	m := c.kernel.maps[bpf.CaptureMapFlows]
-	var f bpf.CaptureFlow
-	if err := m.Lookup(&key, &f); err != nil {
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return Flow{}, ErrNoFlow
-		}
-		return Flow{}, fmt.Errorf("look up flow: %w", err)
-	}
-	if f.Flags&bpf.CaptureFlowFlagsFLOW_CAPTURED == 0 {
+	f, err := c.takeFlow(&key)
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return Flow{}, ErrNoFlow
-	}
-	// The tuple can't be in use by another connection while this one is
-	// accepted, so nothing comes between lookup and deletion. (One step,
-	// LookupAndDelete, needs 5.14.)
-	if err := m.Delete(&key); err != nil {
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return Flow{}, ErrNoFlow
-		}
-		return Flow{}, fmt.Errorf("delete flow: %w", err)
+	case err != nil:
+		return Flow{}, fmt.Errorf("take flow: %w", err)
+	case f.Flags&bpf.CaptureFlowFlagsFLOW_CAPTURED == 0:
+		return Flow{}, ErrNoFlow
 	}
 	return Flow{
 		Workload:     f.Workload,
@@ -64,6 +53,25 @@ func (c *Capture) Flow(netns uint64, client, local netip.AddrPort) (Flow, error)
 		ClientCookie: f.Cookie,
 		Device:       int(f.Device),
 	}, nil
+}
+
+// takeFlow takes a flow off the record, whatever it is; to the outbound listener
+// lead only those of captured connections.
+func (c *Capture) takeFlow(key *bpf.CaptureFlowKey) (f bpf.CaptureFlow, err error) {
+	m := c.kernel.maps[bpf.CaptureMapFlows]
+	if !c.twoSteps.Load() {
+		err = m.LookupAndDelete(key, &f)
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return f, err
+		}
+		c.twoSteps.Store(true) // before 5.14
+	}
+	// The tuple can't be in use by another connection while this one is
+	// accepted, so nothing comes between lookup and deletion.
+	if err = m.Lookup(key, &f); err == nil {
+		err = m.Delete(key)
+	}
+	return f, err
 }
 
 // unclaimedFlow is how long a flow whose client has closed waits for the proxy

@@ -48,7 +48,6 @@ type opening struct {
 }
 
 func (s *Relays) accept(fd int, c Client, r Router) {
-	loop.SetNoDelay(fd)
 	c.Local = loop.LocalAddr(fd)
 	o := &opening{set: s, client: c, due: s.after(routing)}
 	o.client.opening = o

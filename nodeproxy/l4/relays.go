@@ -115,6 +115,7 @@ func New(c *tunnel.Carrier, pool *tunnel.Pool, o Options) *Relays {
 // caller's and may be given to the Relays of other loops as well. netns is
 // passed on to the router.
 func (s *Relays) Listen(fd int, netns uint64, r Router) (*loop.Listener, error) {
+	loop.SetNoDelay(fd) // what it accepts inherits it
 	return s.loop.Listen(fd, func(fd int, remote netip.AddrPort) {
 		s.accept(fd, Client{NetNS: netns, Remote: remote}, r)
 	})
