@@ -194,6 +194,8 @@ const (
 	CaptureEventKindEVENT_ENROLLED   CaptureEventKind = 3
 	CaptureEventKindEVENT_GONE       CaptureEventKind = 4
 	CaptureEventKindEVENT_CLOSED     CaptureEventKind = 5
+	CaptureEventKindEVENT_OPENED     CaptureEventKind = 6
+	CaptureEventKindEVENT_SPLICES    CaptureEventKind = 7
 )
 
 type CaptureFallback uint32
@@ -208,7 +210,8 @@ const (
 	CaptureFallbackFALLBACK_FULL     CaptureFallback = 6
 	CaptureFallbackFALLBACK_CLOSING  CaptureFallback = 7
 	CaptureFallbackFALLBACK_OPTIONS  CaptureFallback = 8
-	CaptureFallbackFALLBACKS         CaptureFallback = 9
+	CaptureFallbackFALLBACK_READER   CaptureFallback = 9
+	CaptureFallbackFALLBACKS         CaptureFallback = 10
 )
 
 type CaptureFlow struct {
@@ -239,6 +242,14 @@ type CaptureFlowKey struct {
 	Client CaptureAddress
 	Local  CaptureAddress
 }
+
+type CaptureHabitFlags uint32
+
+const (
+	CaptureHabitFlagsHABIT_READS   CaptureHabitFlags = 1
+	CaptureHabitFlagsHABIT_BLOCKS  CaptureHabitFlags = 2
+	CaptureHabitFlagsHABIT_SPLICES CaptureHabitFlags = 4
+)
 
 type CaptureHop struct {
 	_        structs.HostLayout
@@ -290,7 +301,7 @@ type CaptureHopTraffic struct {
 	Left       uint64
 	Messages   uint64
 	Redirected uint64
-	Fallbacks  [9]uint64
+	Fallbacks  [10]uint64
 }
 
 type CaptureLocal struct {
@@ -491,7 +502,7 @@ type CaptureTraffic struct {
 	Sent       uint64
 	Received   uint64
 	Redirected uint64
-	Fallbacks  [9]uint64
+	Fallbacks  [10]uint64
 }
 
 type CaptureTrafficKey struct {
@@ -541,6 +552,7 @@ const (
 	CaptureMapEnrolling         = "enrolling"
 	CaptureMapEvents            = "events"
 	CaptureMapFlows             = "flows"
+	CaptureMapHabits            = "habits"
 	CaptureMapHopEnds           = "hop_ends"
 	CaptureMapHopTraffic        = "hop_traffic"
 	CaptureMapHopping           = "hopping"
@@ -662,6 +674,7 @@ type CaptureMapSpecs struct {
 	Enrolling        *ebpf.MapSpec `ebpf:"enrolling"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	Habits           *ebpf.MapSpec `ebpf:"habits"`
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
@@ -735,6 +748,7 @@ type CaptureMaps struct {
 	Enrolling        *ebpf.Map `ebpf:"enrolling"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	Habits           *ebpf.Map `ebpf:"habits"`
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
@@ -772,6 +786,7 @@ func (m *CaptureMaps) Close() error {
 		m.Enrolling,
 		m.Events,
 		m.Flows,
+		m.Habits,
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,

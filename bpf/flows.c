@@ -10,7 +10,7 @@
  *
  * Also learns which ports workloads listen on.
  */
-#include "meshproxy.h"
+#include "habits.h"
 #include "congestion.c"
 #include "hops.c"
 
@@ -70,7 +70,8 @@ INLINE void watch_state(struct bpf_sock_ops *ctx)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-INLINE void watch_server(struct bpf_sock_ops *ctx)
+/* Until it was seen how the socket is read from: see watch_read. */
+INLINE void watch_reader(struct bpf_sock_ops *ctx)
 {
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
@@ -141,12 +142,30 @@ INLINE void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	watch_state(ctx);
 }
 
+INLINE void report(__u32 kind, __u64 cookie, const struct direct *conn)
+{
+	struct node *n = this_node();
+	struct closed_event *e;
+
+	if (!n || !n->reports)
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count(events_lost);
+		return;
+	}
+	e->kind = kind;
+	e->pad = 0;
+	e->cookie = cookie;
+	e->now = bpf_ktime_get_ns();
+	e->conn = *conn;
+	bpf_ringbuf_submit(e, 0);
+}
+
 /* Takes a connection off the record when all ends that the programs follow are
  * closed; only one of them finds it there. */
 INLINE void end_closed(__u64 cookie, struct direct *d, __u32 ends)
 {
-	struct node *n = this_node();
-	struct closed_event *e;
 	struct direct conn;
 
 	__sync_fetch_and_add(&d->closed, ends);
@@ -154,19 +173,8 @@ INLINE void end_closed(__u64 cookie, struct direct *d, __u32 ends)
 		return;
 	/* Another connection may have the place as soon as it is free. */
 	conn = *d;
-	if (bpf_map_delete_elem(&directs, &cookie) || !n || !n->reports || !(conn.flags & DIRECT_ESTABLISHED))
-		return;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		count(events_lost);
-		return;
-	}
-	e->kind = EVENT_CLOSED;
-	e->pad = 0;
-	e->cookie = cookie;
-	e->now = bpf_ktime_get_ns();
-	e->conn = conn;
-	bpf_ringbuf_submit(e, 0);
+	if (!bpf_map_delete_elem(&directs, &cookie) && conn.flags & DIRECT_ESTABLISHED)
+		report(EVENT_CLOSED, cookie, &conn);
 }
 
 /* The server's end of a spliced connection is known by its state alone. */
@@ -255,6 +263,22 @@ INLINE int may_splice(const struct splice *end)
 	return n && n->splicing >= (end->own ? SPLICING_TEST : SPLICING_ON);
 }
 
+/* What is against splicing a client, by how it and the server's workload read. */
+INLINE __u32 unfit_readers(struct bpf_sock_ops *ctx, const struct splice *end)
+{
+	__u32 client = habits_of(end->workload, end->service);
+
+	if (end->own)
+		return FALLBACK_NONE;
+	if (!(client & (HABIT_READS | HABIT_BLOCKS)))
+		watch_reader(ctx);
+	if (client & HABIT_BLOCKS)
+		return FALLBACK_BLOCKING;
+	if (!(client & HABIT_READS) || (habits_of(end->workload, 0) | habits_of(end->endpoint, 0)) & HABIT_SPLICES)
+		return FALLBACK_READER;
+	return FALLBACK_NONE;
+}
+
 INLINE void connected_to_proxy(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct socket *s)
 {
 	struct address remote = {};
@@ -297,21 +321,23 @@ INLINE void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 		return;
 	d->flags |= DIRECT_ESTABLISHED;
 	count_traffic(s->workload, s->service, opened, 1);
+	why = unfit_readers(ctx, &end);
 	if (!may_splice(&end))
 		why = FALLBACK_PAUSED;
 	else if (s->unspliced)
 		why = s->unspliced;
 	else if (is_blocking(&tcp->inet_conn.icsk_inet.sk))
 		why = FALLBACK_BLOCKING;
-	else
+	else if (!why)
 		why = insert(ctx, sk, tcp, &end);
 	if (why) {
 		count_fallback(s->workload, s->service, why);
-		return;
+	} else {
+		d->sockets[SIDE_CLIENT] = (__u64)tcp;
+		d->flags |= DIRECT_SPLICED;
+		count_traffic(s->workload, s->service, spliced, 1);
 	}
-	d->sockets[SIDE_CLIENT] = (__u64)tcp;
-	d->flags |= DIRECT_SPLICED;
-	count_traffic(s->workload, s->service, spliced, 1);
+	report(EVENT_OPENED, end.peer.client, d);
 }
 
 /* Its other end. */
@@ -327,7 +353,7 @@ INLINE void accepting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_
 	struct direct *d = bpf_map_lookup_elem(&directs, &end.peer.client);
 	__u32 why;
 
-	watch_server(ctx);
+	watch_reader(ctx);
 	if (!d || !(d->flags & DIRECT_SPLICED))
 		return;
 	why = insert(ctx, sk, tcp, &end);
@@ -337,24 +363,48 @@ INLINE void accepting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_
 		d->sockets[SIDE_SERVER] = (__u64)tcp;
 }
 
-/* The server has answered: by now it has made its socket what it wants it to
- * be. A listener is known by the sockets that it accepted before; the first
- * one is never spliced. */
-INLINE void answered(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+/* Whether it was seen how a direct connection's client reads. */
+INLINE int client_reads(const struct socket *s, const struct tcp_sock *tcp)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	if (is_blocking(&tcp->inet_conn.icsk_inet.sk))
+		learn(s->workload, s->service, HABIT_BLOCKS);
+	else if (has_read(tcp))
+		learn(s->workload, s->service, HABIT_READS);
+	else
+		return 0;
+	return 1;
+}
+
+/* The same of a server: a listener is known by the sockets that it accepted
+ * before; the first one is never spliced. */
+INLINE int server_reads(struct bpf_sock_ops *ctx, struct tcp_sock *tcp)
+{
+	int blocking = is_blocking(&tcp->inet_conn.icsk_inet.sk);
 	struct address local = {};
 	struct port *p;
-	__u32 seen;
+
+	local_address(ctx, &local);
+	p = find_port(netns_cookie(tcp), &local);
+	if (!p)
+		return 1;
+	if (blocking)
+		p->flags |= PORT_BLOCKING;
+	else if (has_read(tcp))
+		p->flags |= PORT_NONBLOCKING;
+	return p->flags & (PORT_BLOCKING | PORT_NONBLOCKING);
+}
+
+/* Something that was sent has arrived, or one end closes: by now the socket is
+ * what its owner wants it to be. */
+INLINE void watch_read(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 
 	if (!tcp || !tcp->inet_conn.icsk_inet.sk.sk_socket)
 		return; /* not accepted */
-	seen = is_blocking(&tcp->inet_conn.icsk_inet.sk) ? PORT_BLOCKING : PORT_NONBLOCKING;
-	local_address(ctx, &local);
-	p = find_port(netns_cookie(tcp), &local);
-	if (p && !(p->flags & seen))
-		p->flags |= seen;
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
+	if (s && s->flags & SOCKET_DIRECT ? client_reads(s, tcp) : server_reads(ctx, tcp))
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
 INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
@@ -432,7 +482,7 @@ INLINE void established(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	if (f->flags & FLOW_DIRECT) {
 		accepting(ctx, sk, tcp, f);
 	} else if (may_hop(0)) {
-		watch_server(ctx); /* also when this one is not spliced */
+		watch_reader(ctx); /* also when this one is not spliced */
 		accepted_hop(ctx, sk, tcp, f->cookie, 0);
 	}
 	if (f->flags & FLOW_NAMED) {
@@ -553,10 +603,14 @@ int flow(struct bpf_sock_ops *ctx)
 			connecting(ctx, sk);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] != TCP_CLOSE)
+		if (ctx->args[0] != TCP_ESTABLISHED && ctx->args[1] != TCP_CLOSE)
 			break;
 		sk = ctx->sk;
 		if (!sk)
+			break;
+		if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTT_CB_FLAG)
+			watch_read(ctx, sk);
+		if (ctx->args[1] != TCP_CLOSE)
 			break;
 		if (ctx->args[0] == TCP_LISTEN)
 			unlistening(ctx, sk);
@@ -576,7 +630,7 @@ int flow(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_RTT_CB:
 		sk = ctx->sk;
 		if (sk)
-			answered(ctx, sk);
+			watch_read(ctx, sk);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		sk = ctx->sk;

@@ -10,6 +10,7 @@
  * one follows it.
  */
 #include "meshproxy.h"
+#include "habits.h"
 #include "hop.h"
 
 INLINE int may_hop(__u32 own)
@@ -40,6 +41,8 @@ INLINE __u32 unfit(__u32 workload, int blocking)
 {
 	if (is_unspliced(workload))
 		return FALLBACK_WORKLOAD;
+	if (habits_of(workload, 0) & HABIT_SPLICES)
+		return FALLBACK_READER;
 	return blocking ? FALLBACK_BLOCKING : FALLBACK_NONE;
 }
 

@@ -25,6 +25,7 @@ const (
 	InboundMapDirects            = "directs"
 	InboundMapEvents             = "events"
 	InboundMapFlows              = "flows"
+	InboundMapHabits             = "habits"
 	InboundMapHopEnds            = "hop_ends"
 	InboundMapHopTraffic         = "hop_traffic"
 	InboundMapHopping            = "hopping"
@@ -116,6 +117,7 @@ type InboundMapSpecs struct {
 	Directs          *ebpf.MapSpec `ebpf:"directs"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	Habits           *ebpf.MapSpec `ebpf:"habits"`
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
@@ -183,6 +185,7 @@ type InboundMaps struct {
 	Directs          *ebpf.Map `ebpf:"directs"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	Habits           *ebpf.Map `ebpf:"habits"`
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
@@ -219,6 +222,7 @@ func (m *InboundMaps) Close() error {
 		m.Directs,
 		m.Events,
 		m.Flows,
+		m.Habits,
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,

@@ -279,6 +279,7 @@ struct file {
 
 struct socket___kernel {
 	struct file *file;
+	struct sock *sk;
 } CO_RE;
 
 enum sock_flags { SOCK_ZEROCOPY = 28 }; /* relocated */
@@ -333,6 +334,7 @@ struct inet_connection_sock {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u64 bytes_received;
 	__u32 write_seq;
 	__u32 copied_seq;
 	__u32 rcv_nxt;

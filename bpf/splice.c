@@ -21,7 +21,7 @@
  * An object of its own, because a kernel may lack what it needs (the casts
  * came in 6.2), and the capture must work there all the same.
  */
-#include "meshproxy.h"
+#include "habits.h"
 
 #define SETTLE_EVERY (1 << 16) /* bytes */
 #define ROOM_MOST (1 << 20)    /* of a receiver that has read as much */
@@ -175,6 +175,26 @@ INLINE int redirect(struct sk_msg_md *msg, struct splice *s)
 	return 1;
 }
 
+/* The client has turned blocking, or the server: their next connections are TCP
+ * from the start. */
+INLINE void learn_blocking(struct splice *s, const struct tcp_sock *own)
+{
+	const struct tcp_sock *client = s->peer.side == SIDE_SERVER ? own : other_end(s);
+	struct direct *d;
+	struct port *p;
+
+	if (client && is_blocking(&client->inet_conn.icsk_inet.sk)) {
+		learn(s->workload, s->service, HABIT_BLOCKS);
+		return;
+	}
+	d = bpf_map_lookup_elem(&directs, &s->peer.client);
+	if (!d)
+		return;
+	p = find_port(d->endpoint_netns, &d->remote);
+	if (p)
+		p->flags |= PORT_BLOCKING;
+}
+
 SEC("sk_msg")
 int splice(struct sk_msg_md *msg)
 {
@@ -204,6 +224,8 @@ int splice(struct sk_msg_md *msg)
 	if (s->fallback != why) {
 		s->fallback = why;
 		count_fallback(s->workload, s->service, why);
+		if (why == FALLBACK_BLOCKING && !s->own)
+			learn_blocking(s, own);
 	}
 	return SK_PASS;
 }

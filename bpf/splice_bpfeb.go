@@ -25,6 +25,7 @@ const (
 	SpliceMapDirects          = "directs"
 	SpliceMapEvents           = "events"
 	SpliceMapFlows            = "flows"
+	SpliceMapHabits           = "habits"
 	SpliceMapHopEnds          = "hop_ends"
 	SpliceMapHopTraffic       = "hop_traffic"
 	SpliceMapHopping          = "hopping"
@@ -116,6 +117,7 @@ type SpliceMapSpecs struct {
 	Directs          *ebpf.MapSpec `ebpf:"directs"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	Habits           *ebpf.MapSpec `ebpf:"habits"`
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
@@ -181,6 +183,7 @@ type SpliceMaps struct {
 	Directs          *ebpf.Map `ebpf:"directs"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	Habits           *ebpf.Map `ebpf:"habits"`
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
@@ -217,6 +220,7 @@ func (m *SpliceMaps) Close() error {
 		m.Directs,
 		m.Events,
 		m.Flows,
+		m.Habits,
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,

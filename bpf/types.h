@@ -175,6 +175,7 @@ enum fallback {
 	FALLBACK_FULL,     /* no room among the spliced sockets */
 	FALLBACK_CLOSING,  /* no state to send in: TCP knows the error */
 	FALLBACK_OPTIONS,  /* an end uses what only TCP can do: kTLS, zero copy */
+	FALLBACK_READER,   /* an end was not seen reading yet, or uses splice(2) */
 	FALLBACKS,
 };
 
@@ -247,6 +248,16 @@ struct hop_query {
 struct traffic_key {
 	__u32 workload; /* the client's */
 	__u32 service;
+};
+
+/* How a workload reads what it gets, by what was seen on connections that were
+ * TCP. */
+enum habit_flags {
+	/* As a client of the service: from sockets that do not block, or that do. */
+	HABIT_READS = 1 << 0,
+	HABIT_BLOCKS = 1 << 1,
+	/* Service 0: with splice(2), from whatever connection. */
+	HABIT_SPLICES = 1 << 2,
 };
 
 struct traffic {
@@ -418,6 +429,8 @@ enum event_kind {
 	EVENT_ENROLLED,
 	EVENT_GONE,
 	EVENT_CLOSED, /* struct closed_event */
+	EVENT_OPENED, /* the same */
+	EVENT_SPLICES, /* a workload reads with splice(2) */
 };
 
 struct event {
@@ -431,7 +444,7 @@ struct event {
 	__u32 pad;
 };
 
-/* A direct connection that was. */
+/* A direct connection that is, or was. */
 struct closed_event {
 	enum event_kind kind;
 	__u32 pad;

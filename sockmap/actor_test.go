@@ -279,10 +279,33 @@ func (c *call) run(r *reply) (err error) {
 		}
 		r.Data, r.Addr = string(buf[:max(n, 0)]), addrPort(sa)
 		return err
+	case "splice":
+		if err := patiently.await(c.FD, unix.POLLIN); err != nil {
+			return err
+		}
+		r.Data, err = spliced(c.FD)
+		return err
 	case "join": // another cgroup
 		return os.WriteFile(c.Data+"/cgroup.procs", []byte(strconv.Itoa(os.Getpid())), 0)
 	}
 	return errors.New("unknown call " + c.Op)
+}
+
+// spliced reads with splice(2).
+func spliced(fd int) (string, error) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return "", err
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	n, err := unix.Splice(fd, nil, pipe[1], nil, 1024, unix.SPLICE_F_NONBLOCK)
+	if err != nil {
+		return "", err
+	}
+	buf := make([]byte, n)
+	_, err = unix.Read(pipe[0], buf)
+	return string(buf), err
 }
 
 func sockaddr(fd int, a netip.AddrPort) unix.Sockaddr {

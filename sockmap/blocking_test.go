@@ -66,8 +66,8 @@ func TestBlockingServer(t *testing.T) {
 	}
 }
 
-// TestFirstConnection: who knows a listener only by its first connection does
-// not splice that.
+// TestFirstConnection: a listener and a client that are known only by their first
+// connection are known too little to splice that.
 func TestFirstConnection(t *testing.T) {
 	w := newUnproven(t)
 	p := w.pair(virtual4, direct4)
@@ -75,8 +75,12 @@ func TestFirstConnection(t *testing.T) {
 	if s, err := w.spliceOf(p.client); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("state %+v, %v", s, err)
 	}
+	p.exchange(t, 1000) // the client has read before it writes
 	w.eventually("the listener is known", func() bool {
 		return w.port(direct4).Flags&bpf.CapturePortFlagsPORT_NONBLOCKING != 0
+	})
+	w.eventually("the client is known", func() bool {
+		return w.habits("front", "db")&bpf.CaptureHabitFlagsHABIT_READS != 0
 	})
 	q := w.pair(virtual4, direct4)
 	q.exchange(t, 1000)

@@ -114,8 +114,8 @@ func (c *Capture) directConnection(cookie uint64, d *bpf.CaptureDirect, now uint
 	}
 }
 
-// ReportDirect says whether a *DirectClosed event is wanted for each direct
-// connection.
+// ReportDirect says whether *DirectOpened and *DirectClosed events are wanted for
+// each direct connection.
 func (c *Capture) ReportDirect(wanted bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -203,6 +203,7 @@ const (
 	FallbackFull     = Fallback(bpf.CaptureFallbackFALLBACK_FULL)
 	FallbackClosing  = Fallback(bpf.CaptureFallbackFALLBACK_CLOSING)
 	FallbackOptions  = Fallback(bpf.CaptureFallbackFALLBACK_OPTIONS)
+	FallbackReader   = Fallback(bpf.CaptureFallbackFALLBACK_READER)
 )
 
 var fallbacks = map[Fallback]string{
@@ -214,6 +215,7 @@ var fallbacks = map[Fallback]string{
 	FallbackFull:     "too many spliced connections",
 	FallbackClosing:  "connection is closing",
 	FallbackOptions:  "socket has options that only TCP knows",
+	FallbackReader:   "reader is not known yet, or uses splice(2)",
 }
 
 func (f Fallback) String() string {

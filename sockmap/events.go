@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"sync"
@@ -20,7 +21,7 @@ import (
 )
 
 // Event is something that happened in the kernel: a *NetNSSeen, *Refused,
-// *CgroupEnrolled, *CgroupGone or *DirectClosed.
+// *CgroupEnrolled, *CgroupGone, *DirectOpened, *DirectClosed or *ReadsBySplice.
 type Event interface{ event() }
 
 // NetNSSeen means that a workload was refused because its network namespace has
@@ -57,11 +58,24 @@ type CgroupGone struct {
 	Workload mesh.Name
 }
 
+// DirectOpened is a connection between workloads of this node that was made; see
+// ReportDirect.
+type DirectOpened struct{ DirectConnection }
+
 // DirectClosed is a connection between workloads of this node that ended; see
 // ReportDirect.
 type DirectClosed struct{ DirectConnection }
 
+// ReadsBySplice means that a workload reads from connections with splice(2): no
+// new ones are spliced, and those that are give it nothing.
+type ReadsBySplice struct {
+	Workload mesh.Name
+	PID      int
+}
+
+func (*DirectOpened) event()   {}
 func (*DirectClosed) event()   {}
+func (*ReadsBySplice) event()  {}
 func (*NetNSSeen) event()      {}
 func (*Refused) event()        {}
 func (*CgroupEnrolled) event() {}
@@ -127,7 +141,7 @@ func (c *Capture) readEvents(b *background) {
 		}
 		e, err := c.decode(record.RawSample)
 		if err != nil {
-			c.log.Error("decode event", "error", err)
+			c.log.Error("take event", "error", err)
 			continue
 		}
 		select {
@@ -140,22 +154,39 @@ func (c *Capture) readEvents(b *background) {
 
 func (c *Capture) decode(sample []byte) (Event, error) {
 	var raw bpf.CaptureEvent
-	if len(sample) >= 4 && bpf.CaptureEventKind(binary.NativeEndian.Uint32(sample)) == bpf.CaptureEventKindEVENT_CLOSED {
-		var closed bpf.CaptureClosedEvent
-		if _, err := binary.Decode(sample, binary.NativeEndian, &closed); err != nil {
-			return nil, err
-		}
-		// The same once more, by its own type.
-		var d bpf.CaptureDirect
-		if _, err := binary.Decode(sample[unsafe.Offsetof(closed.Conn):], binary.NativeEndian, &d); err != nil {
-			return nil, err
-		}
-		return &DirectClosed{c.directConnection(closed.Cookie, &d, closed.Now)}, nil
+	if len(sample) < 4 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	switch kind := bpf.CaptureEventKind(binary.NativeEndian.Uint32(sample)); kind {
+	case bpf.CaptureEventKindEVENT_OPENED, bpf.CaptureEventKindEVENT_CLOSED:
+		return c.decodeDirect(kind, sample)
 	}
 	if _, err := binary.Decode(sample, binary.NativeEndian, &raw); err != nil {
 		return nil, err
 	}
+	if bpf.CaptureEventKind(raw.Kind) == bpf.CaptureEventKindEVENT_GONE {
+		if err := c.forgetReader(raw.Workload); err != nil {
+			return nil, err
+		}
+	}
 	return c.event(&raw), nil
+}
+
+func (c *Capture) decodeDirect(kind bpf.CaptureEventKind, sample []byte) (Event, error) {
+	var e bpf.CaptureClosedEvent
+	if _, err := binary.Decode(sample, binary.NativeEndian, &e); err != nil {
+		return nil, err
+	}
+	// The same once more, by its own type.
+	var d bpf.CaptureDirect
+	if _, err := binary.Decode(sample[unsafe.Offsetof(e.Conn):], binary.NativeEndian, &d); err != nil {
+		return nil, err
+	}
+	conn := c.directConnection(e.Cookie, &d, e.Now)
+	if kind == bpf.CaptureEventKindEVENT_OPENED {
+		return &DirectOpened{conn}, nil
+	}
+	return &DirectClosed{conn}, nil
 }
 
 func (c *Capture) event(raw *bpf.CaptureEvent) Event {
@@ -171,6 +202,8 @@ func (c *Capture) event(raw *bpf.CaptureEvent) Event {
 		return &CgroupEnrolled{ID: raw.Cgroup, Workload: workload, Path: path}
 	case bpf.CaptureEventKindEVENT_GONE:
 		return &CgroupGone{ID: raw.Cgroup, Workload: workload}
+	case bpf.CaptureEventKindEVENT_SPLICES:
+		return &ReadsBySplice{Workload: workload, PID: int(raw.Pid)}
 	default:
 		return &Refused{
 			Workload: workload,

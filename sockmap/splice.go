@@ -29,6 +29,9 @@ type SpliceState struct {
 	// HopsReason why not.
 	Hops       bool
 	HopsReason string
+	// Blind is why it can't be seen who reads with splice(2), if it can't; then
+	// connections of such workloads are spliced, and stall.
+	Blind string
 	// Test is what the self-test measured.
 	Test SelfTest
 }
@@ -51,6 +54,9 @@ func (c *Capture) openSplice() {
 		return
 	}
 	c.splicing.Loaded = true
+	if err := c.watchReaders(); err != nil {
+		c.splicing.Blind = err.Error()
+	}
 	if err := c.openHops(); err != nil {
 		c.node.Hopping = bpf.CaptureSplicingSPLICING_OFF
 		c.splicing.HopsReason = err.Error()

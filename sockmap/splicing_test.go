@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/bpf"
@@ -50,11 +51,14 @@ func (w *world) splicing() *splicing {
 	for addr, at := range map[string]string{virtual4: direct4, virtual6: direct6} {
 		p := s.pair(addr, at)
 		p.exchange(w.t, 100)
+		p.closeClient()
+		p.closeServer()
 		s.eventually("the listener is known", func() bool {
 			return s.port(at).Flags&bpf.CapturePortFlagsPORT_NONBLOCKING != 0
 		})
-		p.closeClient()
-		p.closeServer()
+		s.eventually("the client is known", func() bool {
+			return s.habits("front", "db")&bpf.CaptureHabitFlagsHABIT_READS != 0
+		})
 	}
 	s.before = s.traffic()
 	s.opened = s.connections("front", OutcomeLocal)
@@ -112,6 +116,21 @@ func (w *splicing) port(at string) (p bpf.CapturePort) {
 		w.t.Fatal(err)
 	}
 	return p
+}
+
+// habits is how a workload reads as a client of a service.
+func (w *splicing) habits(workload, service string) (h bpf.CaptureHabitFlags) {
+	w.t.Helper()
+	w.mu.Lock()
+	key := bpf.CaptureTrafficKey{
+		Workload: w.names.byName[newEntity(kindWorkload, name(workload))],
+		Service:  w.names.byName[newEntity(kindService, name(service))],
+	}
+	w.mu.Unlock()
+	if err := w.kernel.maps[bpf.CaptureMapHabits].Lookup(key, &h); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		w.t.Fatal(err)
+	}
+	return h
 }
 
 // eventually waits for what the kernel does on its own time.

@@ -100,6 +100,9 @@ type Stats struct {
 	DirectsFull uint64
 	// Traffic is what went between workloads of this node without the proxy.
 	Traffic []Traffic
+	// Readers are the workloads whose connections are not spliced because of how
+	// they read.
+	Readers []Reader
 	// FromApplications and FromProxy are what went over spliced hops.
 	FromApplications, FromProxy HopTraffic
 	// Splice says whether connections are spliced.
@@ -161,6 +164,9 @@ func (c *Capture) Stats() (Stats, error) {
 		s.EnrollFailed += cpu.EnrollFailed
 		s.PortsFull += cpu.PortsFull
 		s.DirectsFull += cpu.DirectsFull
+	}
+	if s.Readers, err = c.readers(); err != nil {
+		return s, err
 	}
 	if s.Traffic, err = c.traffic(); err != nil {
 		return Stats{}, err

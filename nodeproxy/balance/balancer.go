@@ -41,6 +41,10 @@ type Options struct {
 	// but always one of several, and never the only one. 0 means
 	// DefaultEjectablePercent.
 	EjectablePercent int
+	// Changed, if set, is called when an endpoint became usable or ceased to be
+	// (for whoever has copies of EndpointSummary.Usable), other than by the end
+	// of an ejection's time. It must not call the balancer.
+	Changed func()
 	// Random replaces the random numbers in tests.
 	Random func() uint64
 	Logger *slog.Logger
@@ -58,6 +62,9 @@ func (o *Options) defaults() {
 	}
 	if o.EjectablePercent == 0 {
 		o.EjectablePercent = DefaultEjectablePercent
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
 	}
 	if o.Random == nil {
 		o.Random = rand.Uint64

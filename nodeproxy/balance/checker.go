@@ -133,6 +133,7 @@ func (c *Checker) finish(r result) {
 			c.balancer.readmit(k.endpoint, k.port)
 			log.Info("health check passes again")
 		}
+		c.balancer.opts.Changed()
 	}
 	interval := spec.Interval
 	if interval <= 0 {

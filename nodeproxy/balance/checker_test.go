@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +29,8 @@ var errRefused = errors.New("connection refused")
 
 // network is what a Checker dials in tests. It runs in a synctest bubble.
 type network struct {
+	changes atomic.Int32 // told by the balancer
+
 	mu      sync.Mutex
 	down    map[netip.Addr]bool
 	hang    map[netip.Addr]bool
@@ -77,6 +80,7 @@ func (n *network) dial(ctx context.Context, _ *mesh.Service, e *mesh.Endpoint, a
 func checking(t *testing.T, n *network, opts CheckerOptions, services ...*mesh.Service) (*Balancer, *discovery.Store) {
 	t.Helper()
 	b := seeded()
+	b.opts.Changed = func() { n.changes.Add(1) }
 	store := discovery.NewStore(mesh.Build(mesh.BuildInput{Services: services}))
 	opts.Dial = n.dial
 	ctx, cancel := context.WithCancel(t.Context())
@@ -136,6 +140,9 @@ func TestCheckThresholds(t *testing.T) {
 		}
 		if got := after(1); got != "passing" {
 			t.Errorf("after two successes: %s", got)
+		}
+		if c := n.changes.Load(); c != 2 {
+			t.Errorf("%d changes were told", c)
 		}
 		for _, want := range []string{"health check fails", "health check passes again"} {
 			if strings.Count(log.String(), want) != 1 {

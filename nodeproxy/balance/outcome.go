@@ -54,6 +54,7 @@ func (b *Balancer) Connected(p Picked) {
 	if p.state.ejectedUntil.Load() > int64(b.now()) {
 		// Panic mode, or an older connection attempt: it works.
 		p.state.ejectedUntil.Store(0)
+		b.opts.Changed()
 		b.opts.Logger.Info("endpoint is reachable again", "service", p.group.service.Name, "endpoint", p.Endpoint.Address)
 	}
 }
@@ -97,6 +98,7 @@ func (b *Balancer) eject(p Picked) {
 	p.state.ejectedUntil.Store(int64(now + d))
 	// When it comes back, it is on probation: one failure suffices.
 	p.state.failures.Store(int32(b.opts.Failures) - 1)
+	b.opts.Changed()
 	b.opts.Logger.Warn("endpoint ejected: connections to it fail", "service", p.group.service.Name,
 		"endpoint", p.Endpoint.Address, "node", p.Endpoint.Node, "failures", b.opts.Failures, "for", d)
 }

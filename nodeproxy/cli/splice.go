@@ -54,6 +54,9 @@ func spliceCell(s *api.Splice) cell {
 	if total := s.Sent + s.Received; total > 0 {
 		parts = append(parts, fmt.Sprintf("%.0f%% of the bytes", 100*float64(s.Redirected)/float64(total)))
 	}
+	if n := len(s.Unfit); n > 0 {
+		parts = append(parts, plural(n, "unfit reader"))
+	}
 	line := cell{text: strings.Join(parts, ", ")}
 	if !s.On && s.Test > 0 {
 		line.style = warn

@@ -41,6 +41,13 @@ func (l *Limit) Connections() int { return int(l.connections.Load()) }
 // Buffered is the number of bytes of memory that data waits in.
 func (l *Limit) Buffered() int64 { return l.buffered.Load() }
 
+// Enter counts a connection that has an end at the workload besides the one whose
+// Route has its limit, until Leave.
+func (l *Limit) Enter() error { return l.enter() }
+
+// Leave ends what Enter began.
+func (l *Limit) Leave() { l.leave() }
+
 func (l *Limit) enter() error {
 	if l == nil {
 		return nil

@@ -16,7 +16,7 @@ import (
 )
 
 func (n *Node) startBalance(ctx context.Context) error {
-	n.balancer = balance.New(balance.Options{Node: n.settingsFile().MeshNode(), Logger: n.log})
+	n.balancer = balance.New(balance.Options{Node: n.settingsFile().MeshNode(), Changed: n.redirect, Logger: n.log})
 	n.checker = balance.NewChecker(n.balancer, balance.CheckerOptions{Dial: n.dialCheck, Logger: n.log})
 	n.tasks.Go(func() { n.checker.Run(ctx, n.merger.Store()) })
 	return nil

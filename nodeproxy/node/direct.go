@@ -3,90 +3,21 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
-	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/policy"
-	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
 	"github.com/meshproxy/meshproxy/sockmap"
 	"github.com/meshproxy/meshproxy/sockmap/sockdiag"
 )
 
 // Connections between workloads of this node need the proxy only for what the
-// kernel can't do: an L7 protocol, a policy about addresses, an endpoint that
-// listens on loopback only.
-
-func (n *Node) startSplice(context.Context) error {
-	if err := n.startLocals(); err != nil {
-		return err
-	}
-	return n.applySplicing(n.conf.Load())
-}
-
-// applySplicing puts the configuration's word in force, and the command's. When
-// it is to be on for the first time the self-test decides.
-func (n *Node) applySplicing(c *config.Config) error {
-	if err := n.capture.PauseSplicing(n.unspliced(c.Splicing)); err != nil {
-		return err
-	}
-	if err := n.capture.PauseHops(n.unspliced(c.SpliceHops)); err != nil {
-		return err
-	}
-	if c.Splicing == config.SplicingOff && c.SpliceHops == config.SplicingOff {
-		return nil
-	}
-	stats, err := n.capture.Stats()
-	if err != nil || stats.Splice.Test.Ran {
-		return err
-	}
-	if err := n.capture.TestSplice(nil); err != nil && !errors.Is(err, sockmap.ErrNoSplice) {
-		n.log.Warn("connections of this node are not spliced", "error", err)
-		return nil
-	}
-	if stats, err = n.capture.Stats(); err != nil {
-		return err
-	}
-	if s := &stats.Splice; s.On {
-		n.log.Info("connections of this node are spliced", "test", s.Test.Took, "accepted", s.Test.Accepted)
-	} else if c.Splicing != config.SplicingOff {
-		n.log.Warn("connections of this node are not spliced", "reason", s.Reason)
-	}
-	if s := &stats.Splice; s.Hops {
-		n.log.Info("connections between applications and the proxy are spliced", "test", s.Test.Took)
-	} else if c.SpliceHops != config.SplicingOff {
-		n.log.Warn("connections between applications and the proxy are not spliced", "reason", s.HopsReason)
-	}
-	return nil
-}
-
-// unspliced is why nothing is spliced, or "".
-func (n *Node) unspliced(s config.Splicing) string {
-	switch {
-	case s == config.SplicingOff:
-		return "off in the configuration"
-	case n.splicePaused.Load():
-		return "paused"
-	}
-	return ""
-}
-
-// SetSplice implements admin.Node.
-func (n *Node) SetSplice(_ context.Context, s api.SpliceControl) (api.Splice, error) {
-	n.splicePaused.Store(s.Pause)
-	if err := n.applySplicing(n.conf.Load()); err != nil {
-		return api.Splice{}, err
-	}
-	stats, err := n.capture.Stats()
-	if err != nil {
-		return api.Splice{}, err
-	}
-	n.log.Info("splicing", "on", stats.Splice.On, "reason", stats.Splice.Reason)
-	return *spliceStatus(&stats), nil
-}
+// kernel can't do: an L7 protocol, a policy about addresses or to be audited, a
+// limit of a workload's connections, an order among several endpoints of this
+// node, one that listens on loopback only. What bounds the proxy's own work (the
+// node's limit per workload, idle and connect timeouts, a drain) is not for them.
 
 // direct adds to the kernel's state where workloads need no proxy.
 type direct struct {
@@ -128,7 +59,7 @@ func (d *direct) lead(to *sockmap.Destination) {
 	if !ok || found.PortIndex < 0 {
 		return
 	}
-	if p := found.Service.Ports[found.PortIndex].Protocol; p != "" && p != mesh.ProtocolTCP {
+	if p := found.Service.Ports[found.PortIndex].Protocol; p != "" && p != mesh.ProtocolTCP || found.Service.Routing != nil {
 		return
 	}
 	endpoints := found.Service.Endpoints
@@ -139,20 +70,40 @@ func (d *direct) lead(to *sockmap.Destination) {
 	if found.Endpoint == nil {
 		ready = d.inTurn(found.Service)
 	}
-	to.OnlyLocal = true
+	var here []*mesh.Endpoint
 	for i, e := range endpoints {
-		l, ok := d.local(e, found.PortIndex)
-		ok = ok && ready(i)
-		if !ok {
-			to.OnlyLocal = false
+		if !ready(i) || !d.serves(e, found.PortIndex) {
 			continue
 		}
-		to.Locals = append(to.Locals, l)
+		here = append(here, e)
+		if l, ok := d.local(e, found.PortIndex); ok {
+			to.Locals = append(to.Locals, l)
+		}
+	}
+	// Where one needs the proxy it would get less than its share.
+	if len(to.Locals) < len(here) || !evenly(found.Service.Balance, here) {
+		to.Locals = nil
+		return
+	}
+	to.OnlyLocal = len(here) > 0 && len(here) == len(endpoints)
+	for _, l := range to.Locals {
 		d.judge(l)
 	}
-	if len(to.Locals) == 0 {
-		to.OnlyLocal = false
+}
+
+// evenly: the kernel takes one of several at random, each as likely as another,
+// which is as good as the least loaded one (the balance of who asks for none)
+// and neither an order nor weights.
+func evenly(b mesh.Balance, endpoints []*mesh.Endpoint) bool {
+	if len(endpoints) > 1 && b == mesh.BalanceRoundRobin || len(endpoints) > sockmap.MaxLocals {
+		return false
 	}
+	for _, e := range endpoints {
+		if max(1, e.Weight) != max(1, endpoints[0].Weight) {
+			return false
+		}
+	}
+	return true
 }
 
 // inTurn says which of a service's endpoints may be chosen now: those that are
@@ -168,13 +119,16 @@ func (d *direct) inTurn(s *mesh.Service) func(int) bool {
 	return func(i int) bool { return i < len(usable) && usable[i] && s.Endpoints[i].Priority == first }
 }
 
+// serves says whether a port's endpoint is on this node.
+func (d *direct) serves(e *mesh.Endpoint, port int) bool {
+	return e.Node != "" && e.Node == d.node && port < len(e.Ports) && e.Ports[port] != 0
+}
+
 // local: an endpoint at loopback would see its clients come from there, and
 // applications grant that more than others; the proxy shows the true source.
 func (d *direct) local(e *mesh.Endpoint, port int) (sockmap.Local, bool) {
-	if e.Node == "" || e.Node != d.node || e.Transport == mesh.TransportNone || e.Address.IsLoopback() {
-		return sockmap.Local{}, false
-	}
-	if port >= len(e.Ports) || e.Ports[port] == 0 || d.view.snapshot.Workload(e.Workload) == nil {
+	w := d.view.snapshot.Workload(e.Workload)
+	if e.Transport == mesh.TransportNone || e.Address.IsLoopback() || w == nil || w.MaxConnections > 0 {
 		return sockmap.Local{}, false
 	}
 	return sockmap.Local{Addr: e.AddrPort(port), Workload: e.Workload.Canonical(), NetNS: d.namespace(e.Workload)}, true
@@ -191,7 +145,7 @@ func (d *direct) judge(l sockmap.Local) {
 			continue
 		}
 		v := verdict(d.view, w, l)
-		if v == sockmap.Allow && d.namespace(w.Name) != l.NetNS && !d.reaches(w.Name, l) {
+		if v == sockmap.Allow && (w.MaxConnections > 0 || d.namespace(w.Name) != l.NetNS && !d.reaches(w.Name, l)) {
 			v = sockmap.Ask
 		}
 		if v != sockmap.Ask {
@@ -259,6 +213,14 @@ func aims(p *mesh.Policy, r *policy.Request) bool {
 	return false
 }
 
+// redirect has the kernel told of endpoints that became usable, or ceased to be;
+// the proxy asks the balancer for each connection.
+func (n *Node) redirect() {
+	if n.conf.Load().Splicing == config.SplicingAuto {
+		n.reloads.applySoon()
+	}
+}
+
 // usable is what the balancer thinks of a service's endpoints.
 func (n *Node) usable(svc *mesh.Service) []bool {
 	sum := n.balancer.Summary(svc)
@@ -312,39 +274,4 @@ func (n *Node) closeIllegal() (again bool) {
 		}
 	}
 	return again
-}
-
-// spliceStatus is what status says of the direct way.
-func spliceStatus(stats *sockmap.Stats) *api.Splice {
-	s := &api.Splice{
-		On: stats.Splice.On, Paused: stats.Splice.Paused != "", Reason: stats.Splice.Reason,
-		Test: stats.Splice.Test.Took, Accepted: stats.Splice.Test.Accepted,
-	}
-	r := directReading(stats)
-	s.Opened, s.Active, s.Spliced = r.Opened, r.Opened-min(r.Opened, r.Closed), r.Spliced
-	s.Sent, s.Received, s.Redirected, s.Fallbacks = r.Sent, r.Received, r.Redirected, r.Fallbacks
-	s.Hops = splicedHops(stats)
-	return s
-}
-
-// directReading sums what went without the proxy.
-func directReading(stats *sockmap.Stats) telemetry.DirectReading {
-	r := telemetry.DirectReading{On: stats.Splice.On, Fallbacks: make(map[string]uint64)}
-	for i := range stats.Traffic {
-		t := &stats.Traffic[i]
-		r.Pairs = append(r.Pairs, telemetry.DirectPair{
-			Workload: display(t.Source), Service: display(t.Service),
-			Opened: t.Opened, Closed: t.Closed, Spliced: t.Spliced, Sent: t.Sent, Received: t.Received, Redirected: t.Redirected,
-		})
-		r.Opened += t.Opened
-		r.Closed += t.Closed
-		r.Spliced += t.Spliced
-		r.Sent += t.Sent
-		r.Received += t.Received
-		r.Redirected += t.Redirected
-		for why, c := range t.Fallbacks {
-			r.Fallbacks[why.String()] += c
-		}
-	}
-	return r
 }

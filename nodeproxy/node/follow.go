@@ -265,6 +265,11 @@ func (n *Node) watchKernel() {
 			n.log.Debug("cgroup gone", "workload", e.Workload, "cgroup", e.ID)
 		case *sockmap.Refused:
 			n.refusedInKernel(e)
+		case *sockmap.ReadsBySplice:
+			n.log.Warn("a workload reads from connections with splice(2): none of its are spliced from now on; one that is already gives it nothing",
+				"workload", e.Workload, "pid", e.PID)
+		case *sockmap.DirectOpened:
+			n.metrics.KernelOpened(n.directView(&e.DirectConnection))
 		case *sockmap.DirectClosed:
 			n.directClosed(&e.DirectConnection)
 		}
@@ -276,6 +281,8 @@ func (n *Node) refusedInKernel(e *sockmap.Refused) {
 	r := telemetry.Record{Direction: telemetry.Outbound, Source: display(e.Workload), Dialled: e.Address}
 	if inbound {
 		r = telemetry.Record{Direction: telemetry.Inbound, Path: telemetry.PathPlaintext, Destination: display(e.Workload), Client: e.Address}
+	} else if dst, ok := n.views.load().snapshot.Destination(e.Workload, e.Address); ok {
+		r.Service = dst.Service.Name.String()
 	}
 	n.metrics.Refused(r, why, "in the kernel: "+e.Reason.String())
 }

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -14,11 +15,13 @@ import (
 
 // locals tells of the direct connections as of those that the node carries.
 type locals struct {
-	// reported says that the kernel tells of each that closes: where the
-	// access log has all.
-	reported bool
+	// logged says that the access log has all.
+	logged bool
 
 	mu sync.Mutex
+	// reported says that the kernel tells of each that opens and closes: for the
+	// log, or while somebody watches.
+	reported bool
 	// denied is why those were closed that policy no longer allowed, by
 	// cookie, until the kernel says that they are.
 	denied map[uint64]string
@@ -26,7 +29,19 @@ type locals struct {
 
 func (n *Node) startLocals() error {
 	n.locals.denied = make(map[uint64]string)
-	n.locals.reported = n.access != nil && n.settingsFile().Log.AccessEntries == config.EntriesAll
+	n.locals.logged = n.access != nil && n.settingsFile().Log.AccessEntries == config.EntriesAll
+	n.metrics.OnWatch(func(watched bool) {
+		if err := n.reportLocals(watched); err != nil && !errors.Is(err, sockmap.ErrClosed) {
+			n.log.Error("report direct connections", "error", err)
+		}
+	})
+	return n.reportLocals(false)
+}
+
+func (n *Node) reportLocals(watched bool) error {
+	n.locals.mu.Lock()
+	defer n.locals.mu.Unlock()
+	n.locals.reported = n.locals.logged || watched
 	return n.capture.ReportDirect(n.locals.reported)
 }
 
@@ -68,13 +83,15 @@ func (n *Node) directView(d *sockmap.DirectConnection) telemetry.View {
 
 // directDenied notes that a connection was closed for policy's sake.
 func (n *Node) directDenied(d *sockmap.DirectConnection, why string) {
-	if !n.locals.reported {
-		n.metrics.KernelClosed(n.directView(d), reason.PolicyDenied, why)
-		return
-	}
 	n.locals.mu.Lock()
-	defer n.locals.mu.Unlock()
-	n.locals.denied[d.Cookie] = why
+	reported := n.locals.reported
+	if reported {
+		n.locals.denied[d.Cookie] = why
+	}
+	n.locals.mu.Unlock()
+	if !reported {
+		n.metrics.KernelClosed(n.directView(d), reason.PolicyDenied, why)
+	}
 }
 
 func (n *Node) directClosed(d *sockmap.DirectConnection) {

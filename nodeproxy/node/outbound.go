@@ -112,6 +112,7 @@ type outbound struct {
 
 	endpoint *mesh.Endpoint   // being tried, or taken
 	picked   balance.Picked   // endpoint's, until the balancer is told how it went
+	server   *l4.Limit        // of the endpoint's workload, if it counts this connection
 	tried    []*mesh.Endpoint // those that failed
 	loopback bool             // endpoint is tried on loopback
 }
@@ -138,8 +139,26 @@ func (s *outbound) Next(failed error) (l4.Target, error) {
 	if err := s.judge(); err != nil {
 		return l4.Target{}, err
 	}
+	if err := s.enter(); err != nil {
+		return s.Next(err)
+	}
 	s.begin(s.record(), failed)
 	return s.target()
+}
+
+// enter counts the connection at the server's workload, where that is another one
+// of this node.
+func (s *outbound) enter() error {
+	to := s.endpoint.Workload.Canonical()
+	if !s.local() || to == s.source.Canonical() {
+		return nil
+	}
+	l := s.router.node.views.load().limits[to]
+	if err := l.Enter(); err != nil {
+		return err
+	}
+	s.server = l
+	return nil
 }
 
 func (s *outbound) pick() (balance.Picked, bool) {
@@ -304,6 +323,8 @@ func (s *outbound) settle(err error) {
 func (s *outbound) release(o balance.Outcome) {
 	s.router.node.balancer.Done(s.picked, o)
 	s.picked = balance.Picked{}
+	s.server.Leave()
+	s.server = nil
 }
 
 // Closed implements l4.Session.

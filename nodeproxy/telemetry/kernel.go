@@ -31,6 +31,14 @@ func (m *Metrics) kernelConnections(keep func(*View) bool) (views []View) {
 	return views
 }
 
+// KernelOpened tells who watches.
+func (m *Metrics) KernelOpened(v View) {
+	if m.watchers.any() {
+		v.ID |= kernelIDs
+		m.watchers.send(Event{Kind: EventOpened, Time: m.now(), Connection: v})
+	}
+}
+
 // KernelClosed writes the access log of a connection that the kernel carried,
 // and tells who watches.
 func (m *Metrics) KernelClosed(v View, r reason.Reason, detail string) {

@@ -42,6 +42,14 @@ func (m *Metrics) Watch() (events <-chan Event, dropped func() uint64, cancel fu
 	return w.events, w.dropped.Load, func() { m.watchers.remove(w) }
 }
 
+// OnWatch has f called when somebody begins to watch, and when the last one stops.
+// It is to be called once, before anybody does.
+func (m *Metrics) OnWatch(f func(watched bool)) {
+	m.watchers.mu.Lock()
+	defer m.watchers.mu.Unlock()
+	m.watchers.changed = f
+}
+
 type watcher struct {
 	events  chan Event
 	dropped atomic.Uint64
@@ -51,6 +59,8 @@ type watchers struct {
 	number atomic.Int32
 	mu     sync.Mutex
 	set    map[*watcher]struct{}
+	// changed hears whether there is any.
+	changed func(watched bool)
 }
 
 // any is what the data path asks before it makes an event.
@@ -63,7 +73,9 @@ func (ws *watchers) add(w *watcher) {
 		ws.set = make(map[*watcher]struct{})
 	}
 	ws.set[w] = struct{}{}
-	ws.number.Add(1)
+	if ws.number.Add(1) == 1 && ws.changed != nil {
+		ws.changed(true)
+	}
 }
 
 func (ws *watchers) remove(w *watcher) {
@@ -71,7 +83,9 @@ func (ws *watchers) remove(w *watcher) {
 	defer ws.mu.Unlock()
 	if _, ok := ws.set[w]; ok {
 		delete(ws.set, w)
-		ws.number.Add(-1)
+		if ws.number.Add(-1) == 0 && ws.changed != nil {
+			ws.changed(false)
+		}
 		close(w.events)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -24,6 +25,7 @@ authorization: {default: deny}
 nodes: [{name: a, address: 10.77.0.1}]
 workloads:
   - {name: client, node: a, match: [{cgroup: "{{.Cgroup "a" "client"}}"}]}
+  - {name: cli, node: a, match: [{cgroup: "{{.Cgroup "a" "cli"}}"}]}
   - {name: postgres, node: a, match: [{cgroup: "{{.Cgroup "a" "postgres"}}"}]}
   - {name: redis, node: a, match: [{cgroup: "{{.Cgroup "a" "redis"}}"}]}
   - {name: nginx, node: a, match: [{cgroup: "{{.Cgroup "a" "nginx"}}"}]}
@@ -32,7 +34,9 @@ services:
   - {name: redis, ports: [{port: 6379}], endpoints: [{address: 10.77.0.1, port: 6379, node: a, workload: redis}]}
   - {name: nginx, ports: [{port: 80}], endpoints: [{address: 10.77.0.1, port: 8080, node: a, workload: nginx}]}
 policies:
-  - {name: client-may, action: allow, from: [{identity: "spiffe://mesh.internal/ns/default/sa/client"}]}
+  - name: clients-may
+    action: allow
+    from: [{identity: "spiffe://mesh.internal/ns/default/sa/client"}, {identity: "spiffe://mesh.internal/ns/default/sa/cli"}]
 `
 
 // TestApplications: PostgreSQL, Redis and nginx as the distribution has them,
@@ -121,7 +125,12 @@ func (a *applications) program(name string) string {
 // client runs a client to its end, and returns what it says.
 func (a *applications) client(name string, args ...string) []byte {
 	a.Helper()
-	out, err := a.net.Host("a").Run(a.ctx(), testnet.Command{Name: name, Path: a.program(name), Args: args, Cgroup: "client", Dir: "/"})
+	return a.clientIn("client", name, args...)
+}
+
+func (a *applications) clientIn(cgroup, name string, args ...string) []byte {
+	a.Helper()
+	out, err := a.net.Host("a").Run(a.ctx(), testnet.Command{Name: name, Path: a.program(name), Args: args, Cgroup: cgroup, Dir: "/"})
 	if err != nil {
 		a.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
 	}
@@ -204,10 +213,25 @@ func (a *applications) redis(t *testing.T) {
 	a.serve(6379, a.program("redis-server"), "--bind", "10.77.0.1", "--port", "6379", "--save", "", "--protected-mode", "no", "--dir", a.dir)
 	target := []string{"-h", a.virtualIP("a", "redis")}
 	cli := func(args ...string) string {
-		return strings.TrimSpace(string(a.client("redis-cli", append(target, args...)...)))
+		return strings.TrimSpace(string(a.clientIn("cli", "redis-cli", append(target, args...)...)))
 	}
 	if got := cli("PING"); got != "PONG" {
 		t.Fatalf("PING: %s", got)
+	}
+	// Its library connects without blocking and blocks from then on; it would see
+	// EAGAIN on a spliced connection.
+	a.eventually("how redis-cli reads is known", func() error {
+		if s := a.splice("a"); !slices.ContainsFunc(s.Unfit, func(r api.UnfitReader) bool { return r.Workload == "cli" && r.Service == "redis" }) {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	before := a.splice("a")
+	if got := cli("PING"); got != "PONG" {
+		t.Fatalf("PING: %s", got)
+	}
+	if s := a.splice("a"); s.Opened == before.Opened || s.Spliced != before.Spliced {
+		t.Errorf("redis-cli: before %+v, after %+v", before, s)
 	}
 	a.spliced(func() {
 		for _, load := range [][]string{

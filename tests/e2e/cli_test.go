@@ -91,7 +91,7 @@ func parsed[T any](s shell, args ...string) (v T) {
 func commandLab(t *testing.T, extra string) (*lab, shell) {
 	l := newLab(t, commandMesh, "a", "b")
 	a, b := l.net.Host("a"), l.net.Host("b")
-	l.start("a", extra)
+	l.start("a", throughProxy+extra)
 	l.start("b", extra)
 	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080", "-tcp", "0.0.0.0:7777")
 	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
@@ -477,7 +477,7 @@ func TestReadiness(t *testing.T) {
 	a := l.net.Host("a")
 	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080")
 	for range 3 {
-		l.start("a", "drainTimeout: 0s\n")
+		l.start("a", throughProxy+"drainTimeout: 0s\n")
 		if d := l.dial(a, "client", "-address", "10.77.0.1:8080", "-send", "hello"); seen(t, d).Accepted == d.Local {
 			t.Error("the node is ready, and a workload's connection is not captured")
 		}

@@ -15,7 +15,7 @@ import (
 // TestHang: the proxy of a stops in the middle of everything. While its
 // heartbeat is fresh, connections wait for it; then they are refused at once.
 func TestHang(t *testing.T) {
-	l := twoFaultNodes(t, meshnode.Options{})
+	l := twoFaultNodes(t, meshnode.Options{Extra: throughProxy})
 	a, b := l.net.Host("a"), l.net.Host("b")
 	l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:7000")
 	nobody := l.call(a, "nobody", "-tcp", "10.77.0.2:7000", "-fresh", "-rate", "100")

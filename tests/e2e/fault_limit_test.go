@@ -18,7 +18,7 @@ import (
 // are refused, what is open goes on, the node can still be asked, nothing spins,
 // and all is well when there are some again.
 func TestDescriptorLimit(t *testing.T) {
-	l := twoFaultNodes(t, meshnode.Options{Program: []string{"/bin/sh", "-c", `ulimit -n 200; exec "$@"`, "sh"}})
+	l := twoFaultNodes(t, meshnode.Options{Extra: throughProxy, Program: []string{"/bin/sh", "-c", `ulimit -n 200; exec "$@"`, "sh"}})
 	a, n := l.net.Host("a"), l.nodes["a"]
 	open := l.call(a, "client", "-tcp", "far:80", "-rate", "50")
 	old := l.hold(a, "client", "far:80", 10)
@@ -66,7 +66,7 @@ func TestManyDescriptors(t *testing.T) {
 	const limit, dials = 20_000, 1000
 	l := newLab(t, limitMesh, "a", "b")
 	a := l.net.Host("a")
-	n := l.startAs("a", meshnode.Options{Program: []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}})
+	n := l.startAs("a", meshnode.Options{Extra: throughProxy, Program: []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}})
 	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080")
 	open := l.call(a, "other", "-tcp", "near:80", "-rate", "20")
 	began := mark(open)
@@ -119,7 +119,7 @@ func TestManyDescriptors(t *testing.T) {
 // TestNoDescriptors: there are none at all, not even to accept with. Connections
 // wait, and are served when there are some.
 func TestNoDescriptors(t *testing.T) {
-	l := twoFaultNodes(t, meshnode.Options{})
+	l := twoFaultNodes(t, meshnode.Options{Extra: throughProxy})
 	a, n := l.net.Host("a"), l.nodes["a"]
 	open := l.call(a, "client", "-tcp", "far:80", "-rate", "50")
 	n.Admin.Close()
@@ -156,7 +156,7 @@ func (l *lab) cpu(h *testnet.Host, d time.Duration) (used, window time.Duration)
 // nobody accepts them. They are refused, and no one is led astray.
 func TestFullFlowMap(t *testing.T) {
 	const size, dials = 1024, 1600
-	l := twoFaultNodes(t, meshnode.Options{Env: []string{fmt.Sprintf("MESHPROXY_BPF_MAX_FLOWS=%d", size)}})
+	l := twoFaultNodes(t, meshnode.Options{Extra: throughProxy, Env: []string{fmt.Sprintf("MESHPROXY_BPF_MAX_FLOWS=%d", size)}})
 	a, b := l.net.Host("a"), l.net.Host("b")
 	l.serve(b, "plain", "-name", "plain", "-tcp", "10.77.0.2:7000")
 	nobody := l.call(a, "nobody", "-tcp", "10.77.0.2:7000", "-fresh", "-rate", "100")

@@ -122,13 +122,13 @@ services:
 // ends see true addresses.
 func TestContainer(t *testing.T) {
 	l := newLab(t, "nodes: []", "a", "b")
-	l.testContainer(func() { l.start("a", "") })
+	l.testContainer(func() { l.start("a", throughProxy) })
 }
 
 // TestContainerByHelper: the same of a node that may not enter namespaces.
 func TestContainerByHelper(t *testing.T) {
 	l := newLab(t, "nodes: []", "a", "b")
-	l.testContainer(func() { l.startAsService("a", helperCapabilities) })
+	l.testContainer(func() { l.startAsService("a", helperCapabilities, throughProxy) })
 }
 
 func (l *lab) testContainer(startA func()) {

@@ -75,14 +75,21 @@ var raceDetector = os.Getenv("E2E_RACE") != ""
 // catalog after two minutes only.
 const patience = 150 * time.Second
 
-// hops, if set, is added to the configuration of every node: E2E_HOPS=auto runs
-// tests with connections between applications and the proxy spliced.
-func hops() string {
-	if mode := os.Getenv("E2E_HOPS"); mode != "" {
-		return "spliceHops: " + mode + "\n"
+// spliced adds to a node's configuration what it does not say itself:
+// E2E_SPLICING=auto runs tests with the direct way between workloads of a node,
+// E2E_HOPS=auto with connections between applications and the proxy spliced.
+func spliced(extra string) string {
+	for key, mode := range map[string]string{"splicing": os.Getenv("E2E_SPLICING"), "spliceHops": os.Getenv("E2E_HOPS")} {
+		if mode != "" && !strings.Contains(extra, key+":") {
+			extra = key + ": " + mode + "\n" + extra
+		}
 	}
-	return ""
+	return extra
 }
+
+// throughProxy is for tests of what the proxy does for connections between two
+// workloads of one node.
+const throughProxy = "splicing: off\n"
 
 // lab is a topology with a mesh on it.
 type lab struct {
@@ -172,9 +179,7 @@ func (l *lab) start(host, extra string) *meshnode.Node {
 func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
 	l.Helper()
 	o.Host, o.CADir = l.net.Host(host), l.caDir
-	if !strings.Contains(o.Extra, "spliceHops") {
-		o.Extra = hops() + o.Extra
-	}
+	o.Extra = spliced(o.Extra)
 	if !o.NoMeshFile {
 		o.MeshFile = l.meshFile
 	}

@@ -67,7 +67,7 @@ func TestStartRace(t *testing.T) {
 	const each = 200
 	l := newLab(t, cgroupMesh, "a", "b")
 	a := l.net.Host("a")
-	n := l.start("a", "")
+	n := l.start("a", throughProxy)
 	l.upstreams()
 	before := l.status("a").Capture.Captured
 

@@ -133,7 +133,19 @@ type Splice struct {
 	// Fallbacks counts how often an end of a connection began to send by TCP,
 	// by reason.
 	Fallbacks map[string]uint64 `json:"fallbacks,omitempty"`
-	Hops      SplicedHops       `json:"hops"`
+	// Unfit are workloads that nothing is spliced for because of how they read.
+	Unfit []UnfitReader `json:"unfit,omitempty"`
+	// Blind is why it can't be seen who reads with splice(2), where it can't.
+	Blind string      `json:"blind,omitempty"`
+	Hops  SplicedHops `json:"hops"`
+}
+
+// UnfitReader is a workload that was seen reading in a way that splicing doesn't
+// go with: as a client of the service, or, without one, on any connection.
+type UnfitReader struct {
+	Workload string `json:"workload"`
+	Service  string `json:"service,omitempty"`
+	Reason   string `json:"reason"`
 }
 
 // SplicedHops is the same of connections between applications and the proxy.
