@@ -70,6 +70,9 @@ step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
 # What the way between applications and the proxy matters to, spliced.
 step e2e-hops env E2E_HOPS=auto go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestPolicyChange|TestReload|TestCloses|TestCrash$|TestSlowReader|TestPrivileges$|TestUpgrade$|TestUpgradeToAnotherLayout' ./tests/e2e/...
+# What the direct way between workloads of a node matters to, by that way.
+step e2e-direct env E2E_SPLICING=auto go test -count=1 -v -timeout 10m \
+	-run 'TestPaths|TestRefusals|TestAuthorization|TestPolicyChange|TestChangesOfTheMesh|TestRestart$|TestCloses|TestCrash$|TestConnectionLimit|TestLeave$|TestRules|TestUpgradeFails' ./tests/e2e/...
 step fuzz tests/fuzz.sh
 join vm
 step demo bin/meshproxy demo --duration 10s
