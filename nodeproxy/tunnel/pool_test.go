@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -283,14 +284,16 @@ func TestMaxAge(t *testing.T) {
 // An expired leaf ends its tunnel only where the policy says so.
 func TestExpiry(t *testing.T) {
 	ca := tunneltest.NewCA(t)
-	future := func() time.Time { return time.Now().Add(2 * time.Hour) } // leaves live for one
 	for _, closes := range []bool{false, true} {
+		var ahead atomic.Int64 // not before the stream is open, however long that takes
 		s := newServer(t, ca, tunnel.Options{}, echo, nil)
 		c := newClient(t, tunnel.Options{
-			PingInterval: 200 * time.Millisecond, Clock: future,
-			Lifetime: tunnel.Lifetime{CloseExpired: closes, Grace: time.Minute},
+			PingInterval: 200 * time.Millisecond,
+			Clock:        func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+			Lifetime:     tunnel.Lifetime{CloseExpired: closes, Grace: time.Minute},
 		}, tunnel.PoolOptions{Identity: ca})
 		w := c.open(keyTo(s.addr, "a", "server"), 10*time.Second).must()
+		ahead.Store(int64(2 * time.Hour)) // leaves live for one
 		c.until("the drain", func() bool { return c.pool.Stats().Connections == 0 })
 		if !closes {
 			w.ping("still open")
