@@ -142,6 +142,7 @@ func (c *Carrier) lookAround() {
 	now, day := c.loop.Now(), c.options.Clock()
 	for conn := range c.conns {
 		conn.lookAround(now, day)
+		conn.pushNow()
 	}
 	for line := range c.lines {
 		line.lookAround(now, day)

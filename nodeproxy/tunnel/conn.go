@@ -112,6 +112,9 @@ func (c *conn) Ready(ev loop.Events) {
 		c.readable = true
 		c.unsure = c.unsure || ev.Has(loop.PeerClosed|loop.Hangup|loop.Failed)
 		c.read()
+		if c.h2.Streams() == 0 {
+			c.pushNow()
+		}
 	}
 }
 
@@ -132,6 +135,15 @@ func (c *conn) resume() {
 func (c *conn) Flush() {
 	c.listed = false
 	c.push()
+}
+
+// pushNow is push before the turn ends, where nothing is to go along. A thousand
+// idle connections that answer a PING, or send one, would each hold memory for
+// output until then.
+func (c *conn) pushNow() {
+	if c.listed {
+		c.push()
+	}
 }
 
 func (c *conn) list() {
