@@ -118,6 +118,7 @@ func TestHopsKilled(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	<-server.Done() // its port is free only then
 	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")
 	l.awaitCall(client, mark(client), "a call that succeeds", succeeded)
 	spliced()
