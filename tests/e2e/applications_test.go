@@ -233,18 +233,18 @@ func (a *applications) redis(t *testing.T) {
 	if s := a.splice("a"); s.Opened == before.Opened || s.Spliced != before.Spliced {
 		t.Errorf("redis-cli: before %+v, after %+v", before, s)
 	}
-	a.spliced(func() {
-		for _, load := range [][]string{
-			{"-n", "20000", "-c", "20", "-d", "64", "-t", "ping,set,get,incr,lpush,lrange_300,mset"},
-			{"-n", "5000", "-c", "8", "-P", "16", "-d", "1000", "-t", "set,get"},
-			{"-n", "300", "-c", "8", "-d", "300000", "-t", "set,get"},
-		} {
-			out := a.client("redis-benchmark", append(append(target, load...), "-q")...)
-			if !bytes.Contains(out, []byte("requests per second")) || bytes.Contains(bytes.ToLower(out), []byte("error")) {
-				t.Errorf("redis-benchmark %v: %s", load, out)
-			}
+	// So does one of the benchmark's connections, with which it asks for the server's
+	// configuration: the others are TCP as well, which don't block.
+	for _, load := range [][]string{
+		{"-n", "20000", "-c", "20", "-d", "64", "-t", "ping,set,get,incr,lpush,lrange_300,mset"},
+		{"-n", "5000", "-c", "8", "-P", "16", "-d", "1000", "-t", "set,get"},
+		{"-n", "300", "-c", "8", "-d", "300000", "-t", "set,get"},
+	} {
+		out := a.client("redis-benchmark", append(append(target, load...), "-q")...)
+		if !bytes.Contains(out, []byte("requests per second")) || bytes.Contains(bytes.ToLower(out), []byte("error")) {
+			t.Errorf("redis-benchmark %v: %s", load, out)
 		}
-	})
+	}
 	if got := cli("STRLEN", "key:__rand_int__"); got != "300000" {
 		t.Errorf("the value has %s bytes", got)
 	}
