@@ -175,24 +175,14 @@ INLINE int redirect(struct sk_msg_md *msg, struct splice *s)
 	return 1;
 }
 
-/* The client has turned blocking, or the server: their next connections are TCP
- * from the start. */
+/* A client that has turned blocking: its next connections are TCP from the start.
+ * A server's socket may block until a child process has it (PostgreSQL's do). */
 INLINE void learn_blocking(struct splice *s, const struct tcp_sock *own)
 {
 	const struct tcp_sock *client = s->peer.side == SIDE_SERVER ? own : other_end(s);
-	struct direct *d;
-	struct port *p;
 
-	if (client && is_blocking(&client->inet_conn.icsk_inet.sk)) {
+	if (client && is_blocking(&client->inet_conn.icsk_inet.sk))
 		learn(s->workload, s->service, HABIT_BLOCKS);
-		return;
-	}
-	d = bpf_map_lookup_elem(&directs, &s->peer.client);
-	if (!d)
-		return;
-	p = find_port(d->endpoint_netns, &d->remote);
-	if (p)
-		p->flags |= PORT_BLOCKING;
 }
 
 SEC("sk_msg")

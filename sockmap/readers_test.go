@@ -121,29 +121,22 @@ func TestBlocksAfterConnect(t *testing.T) {
 	}
 }
 
-// TestLearnsBlocking: of a client or a server that turns blocking on a connection
-// that is spliced, no further ones are.
+// TestLearnsBlocking: of a client that turns blocking on a connection that is
+// spliced, no further ones are.
 func TestLearnsBlocking(t *testing.T) {
-	for which, end := range map[string]func(*pair) int{
-		"client": func(p *pair) int { return p.client },
-		"server": func(p *pair) int { return p.server },
-	} {
-		t.Run(which, func(t *testing.T) {
-			w := newSplicing(t)
-			p := w.pair(virtual4, direct4)
-			p.exchange(t, 100)
-			w.isSpliced(t, p.client)
-			if err := unix.SetNonblock(end(p), false); err != nil {
-				t.Fatal(err)
-			}
-			p.exchange(t, 100)
-			q := w.pair(virtual4, direct4)
-			q.exchange(t, 100)
-			w.notSpliced(q)
-			if tr := w.since(); tr.Fallbacks[FallbackBlocking] == 0 {
-				t.Errorf("traffic %+v", tr)
-			}
-		})
+	w := newSplicing(t)
+	p := w.pair(virtual4, direct4)
+	p.exchange(t, 100)
+	w.isSpliced(t, p.client)
+	if err := unix.SetNonblock(p.client, false); err != nil {
+		t.Fatal(err)
+	}
+	p.exchange(t, 100)
+	q := w.pair(virtual4, direct4)
+	q.exchange(t, 100)
+	w.notSpliced(q)
+	if tr := w.since(); tr.Fallbacks[FallbackBlocking] == 0 {
+		t.Errorf("traffic %+v", tr)
 	}
 }
 
