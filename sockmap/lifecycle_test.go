@@ -73,6 +73,7 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("flow %+v, before %+v", f, before)
 	}
 	again, same := w.pinned()
+	delete(links, readersPin) // attached anew
 	for hook, id := range links {
 		if again[hook] != id || same[hook] != programs[hook] {
 			t.Errorf("%s: link %d with program %d, was %d with %d", hook, again[hook], same[hook], id, programs[hook])
@@ -231,6 +232,7 @@ func TestLeave(t *testing.T) {
 	w.start()
 	w.apply(State{Workloads: []Workload{w.workload("web")}, Destinations: []Destination{destination("240.240.0.1:80", "db")}})
 	_, programs := w.pinned()
+	delete(programs, readersPin) // not every kernel takes it
 	if len(programs) != len(hooks)+1 {
 		t.Errorf("%d programs are pinned", len(programs))
 	}

@@ -63,7 +63,7 @@ var nodeTests = []string{
 // splicing needs of the kernel's queues.
 var (
 	spliceTests = []string{"TestSpliced"}
-	queueTests  = []string{"TestSelfTest", "TestShortRead", "TestShortReads", "TestStallHeals"}
+	queueTests  = []string{"TestSelfTest", "TestShortRead", "TestShortReads", "TestStallHeals", "TestFirstConnection", "TestReadsBySplice"}
 )
 
 // TestKernels boots each kernel, or that of the variable KERNEL.
