@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# All tests, in the order in which a failure is cheapest to understand, save that
-# the emulated machines run beside most of it. Prints a summary; fails when any
-# step fails or when a test was skipped.
+# All tests, in the order in which a failure is cheapest to understand, save for
+# the emulated machines and what runs beside them. Prints a summary; fails when
+# any step fails or when a test was skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "the tests load BPF programs and make namespaces: run them as root" >&2; exit 1; }
@@ -51,11 +51,14 @@ step build make build
 step packages make test-packages
 # Under real systemd, on Debian's own kernel; logs and a summary stay in
 # bin/vm-logs. Other kernels, as `make test-kernels` has them, take too long, as
-# does the document on Consul word by word, the rest of `make test-vm`. Half of
-# the time the machines wait, for each other and for their own timeouts.
+# does the document on Consul word by word, the rest of `make test-vm`. The
+# machines leave a third of two processors to others, but come first whenever they
+# want one, for a second at a time: only what doesn't mind goes on beside them.
 begin vm make test-vm VMRUN=TestMachines
 step lint make lint
 step generated make check-generated
+step fuzz tests/fuzz.sh
+join vm
 # -p 1 for packages that make namespaces and attach programs would double the
 # time; each test has its own subtree, namespaces and pins instead.
 step unit go test -count=1 -v -timeout 20m $packages
@@ -73,8 +76,6 @@ step e2e-hops env E2E_HOPS=auto go test -count=1 -v -timeout 10m \
 # What the direct way between workloads of a node matters to, by that way.
 step e2e-direct env E2E_SPLICING=auto go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestRefusals|TestAuthorization|TestPolicyChange|TestChangesOfTheMesh|TestRestart$|TestCloses|TestCrash$|TestConnectionLimit|TestLeave$|TestRules|TestUpgradeFails' ./tests/e2e/...
-step fuzz tests/fuzz.sh
-join vm
 step demo bin/meshproxy demo --duration 10s
 
 if grep -shE '^\s*--- SKIP' "$log"/*; then
