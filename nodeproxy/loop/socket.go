@@ -20,39 +20,26 @@ import (
 // socket's own call, which is shorter than read(2): that looks after file
 // positions, watchers of files and vectors first.
 func Read(fd int, b []byte) (int, unix.Errno) {
-	return retry6(unix.SYS_RECVFROM, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), 0)
+	return retry(unix.SYS_RECVFROM, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), 0)
 }
 
 // Write writes b, which must not be empty, to the socket fd.
 func Write(fd int, b []byte) (int, unix.Errno) {
-	return retry6(unix.SYS_SENDTO, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), unix.MSG_NOSIGNAL)
+	return retry(unix.SYS_SENDTO, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), unix.MSG_NOSIGNAL)
 }
 
 // Readv reads from fd into the places that v names.
 func Readv(fd int, v []unix.Iovec) (int, unix.Errno) {
-	return retry(unix.SYS_READV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v))
+	return retry(unix.SYS_READV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v), 0)
 }
 
 // Writev writes to fd from the places that v names.
 func Writev(fd int, v []unix.Iovec) (int, unix.Errno) {
-	return retry(unix.SYS_WRITEV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v))
+	return retry(unix.SYS_WRITEV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v), 0)
 }
 
-func retry(call uintptr, fd int, p unsafe.Pointer, n int) (int, unix.Errno) {
-	for {
-		r, _, e := unix.RawSyscall(call, uintptr(fd), uintptr(p), uintptr(n))
-		if e == unix.EINTR {
-			continue
-		}
-		runtime.KeepAlive(p)
-		if e != 0 {
-			return -1, e
-		}
-		return int(r), 0
-	}
-}
-
-func retry6(call uintptr, fd int, p unsafe.Pointer, n, flags int) (int, unix.Errno) {
+// retry makes a system call of a socket; those of vectors take no flags.
+func retry(call uintptr, fd int, p unsafe.Pointer, n, flags int) (int, unix.Errno) {
 	for {
 		r, _, e := unix.RawSyscall6(call, uintptr(fd), uintptr(p), uintptr(n), uintptr(flags), 0, 0)
 		if e == unix.EINTR {
