@@ -94,7 +94,7 @@ func (c conn) send(m message, fds ...int) error {
 		return fmt.Errorf("send %s: %w", m.Kind, err)
 	}
 	_, _, err = c.WriteMsgUnix(text, rights, nil)
-	if errors.Is(err, unix.EPIPE) {
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) { // as in receive
 		err = ErrGone
 	}
 	if err != nil {

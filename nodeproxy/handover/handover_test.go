@@ -386,8 +386,14 @@ func FuzzDecode(f *testing.F) {
 }
 
 // TestLastWords: what a process said is heard though it ended with something
-// unread.
+// unread, whoever hears of its end first.
 func TestLastWords(t *testing.T) {
+	for _, sends := range []int{0, 1, 2} {
+		t.Run(fmt.Sprintf("after %d", sends), func(t *testing.T) { testLastWords(t, sends) })
+	}
+}
+
+func testLastWords(t *testing.T, sends int) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -407,6 +413,11 @@ func TestLastWords(t *testing.T) {
 		theirs.Close(),
 	); err != nil {
 		t.Fatal(err)
+	}
+	for range sends {
+		if err := ours.send(message{Kind: kindPrepare}); !errors.Is(err, ErrGone) {
+			t.Errorf("a message to nobody: %v", err)
+		}
 	}
 	m, _, err := ours.receive()
 	if err != nil || m.Error != "no such file" {

@@ -111,7 +111,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	frugal()
 	n := &Node{options: o, name: o.Config.Node.Name, log: o.Log, started: time.Now()}
 	n.reloads = reloads{
-		ask: make(chan bool), apply: make(chan struct{}, 1), applyNow: make(chan chan struct{}), loadedAt: n.started,
+		ask: make(chan question), over: make(chan struct{}),
+		apply: make(chan struct{}, 1), applyNow: make(chan chan struct{}), loadedAt: n.started,
 	}
 	n.upgrades.program, n.upgrades.before, n.upgrades.relieved = o.Program, o.Predecessor, make(chan struct{})
 	n.conf.Store(o.Config)

@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -33,7 +34,8 @@ func (n *Node) settingsFile() *config.Config { return n.conf.Load() }
 
 // reloads is what became of reading the configuration again.
 type reloads struct {
-	ask   chan bool     // by the admin interface; true for an upgrade
+	ask   chan question // by the admin interface
+	over  chan struct{} // closed when nobody answers any more
 	apply chan struct{} // for follow: put in force again
 	// applyNow is apply for one who waits until that is done.
 	applyNow chan chan struct{}
@@ -42,7 +44,14 @@ type reloads struct {
 	loadedAt time.Time
 	lastErr  error
 	restart  []string // keys that wait for one
-	waiting  []chan reloaded
+}
+
+// question asks for a reload, or for an upgrade in any case. What somebody else
+// asked for is no answer to it: a reload that is under way, as the file has
+// changed, may not have read what was written last, and is no upgrade.
+type question struct {
+	upgrade bool
+	answer  chan<- reloaded // has room for one
 }
 
 type reloaded struct {
@@ -75,8 +84,16 @@ func (r *reloads) applied(ctx context.Context) error {
 }
 
 // reload reads the configuration again whenever somebody asks, until ctx is
-// done.
+// done or another process serves.
 func (n *Node) reload(ctx context.Context) {
+	n.reloadAsAsked(ctx)
+	close(n.reloads.over)
+	if n.relieved() {
+		n.stopAdmin() // which waits until the answers are out
+	}
+}
+
+func (n *Node) reloadAsAsked(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -87,8 +104,8 @@ func (n *Node) reload(ctx context.Context) {
 			n.renew(ctx, false)
 		case <-n.options.Upgrade:
 			n.renew(ctx, true)
-		case always := <-n.reloads.ask:
-			n.renew(ctx, always)
+		case q := <-n.reloads.ask:
+			q.answer <- n.renew(ctx, q.upgrade)
 		}
 		if n.relieved() {
 			return
@@ -100,14 +117,13 @@ func (n *Node) reload(ctx context.Context) {
 // reads the configuration again. The new process reads it too, so that a package
 // upgrade needs no more than a reload; and one that must not change anything, as
 // its configuration is not valid, doesn't.
-func (n *Node) renew(ctx context.Context, always bool) {
+func (n *Node) renew(ctx context.Context, always bool) reloaded {
 	changed, err := n.upgrades.program.Changed()
 	if err != nil {
 		n.log.Warn("look for a new executable", "error", err)
 	}
 	if !changed && !always {
-		n.reloaded(n.options.Load())
-		return
+		return n.reloaded(n.options.Load())
 	}
 	if err := n.manager.Reloading(); err != nil {
 		n.log.Debug("notify service manager", "error", err)
@@ -119,14 +135,11 @@ func (n *Node) renew(ctx context.Context, always bool) {
 		}
 		err = fmt.Errorf("upgrade: %w", err)
 	}
-	n.reloads.answer(reloaded{Reload: api.Reload{Upgrade: &u}, err: err})
-	if n.relieved() {
-		n.stopAdmin() // which waits until the answer is out
-	}
+	return reloaded{Reload: api.Reload{Upgrade: &u}, err: err}
 }
 
 // reloaded puts a configuration in force, or says why it is not.
-func (n *Node) reloaded(c *config.Config, err error) {
+func (n *Node) reloaded(c *config.Config, err error) reloaded {
 	if err := n.manager.Reloading(); err != nil {
 		n.log.Debug("notify service manager", "error", err)
 	}
@@ -137,8 +150,7 @@ func (n *Node) reloaded(c *config.Config, err error) {
 	}()
 	if err != nil {
 		n.log.Error("configuration is not valid; nothing was changed", "error", err)
-		n.reloads.done(reloaded{err: err}, nil)
-		return
+		return n.reloads.done(reloaded{err: err}, nil)
 	}
 	outcome := reloaded{}
 	for _, change := range config.Diff(n.options.Config, c) {
@@ -155,11 +167,10 @@ func (n *Node) reloaded(c *config.Config, err error) {
 	if err := n.apply(c); err != nil {
 		n.conf.Store(before)
 		n.log.Error("apply configuration; nothing was changed", "error", err)
-		n.reloads.done(reloaded{err: err}, nil)
-		return
+		return n.reloads.done(reloaded{err: err}, nil)
 	}
 	n.log.Info("configuration reloaded", "changed", outcome.Changed, "restart_needed", outcome.RestartNeeded)
-	n.reloads.done(outcome, outcome.RestartNeeded)
+	return n.reloads.done(outcome, outcome.RestartNeeded)
 }
 
 // apply brings those parts up to date that keep settings of their own.
@@ -185,44 +196,33 @@ func (n *Node) apply(c *config.Config) error {
 	return nil
 }
 
-func (r *reloads) done(outcome reloaded, restart []string) {
+// done notes what a reload has come to.
+func (r *reloads) done(outcome reloaded, restart []string) reloaded {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lastErr = outcome.err
 	if outcome.err == nil {
 		r.loadedAt, r.restart = time.Now(), restart
 	}
-	r.tell(outcome)
+	return outcome
 }
 
-// answer tells those who wait what has become of something else than a reload.
-func (r *reloads) answer(outcome reloaded) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.tell(outcome)
-}
-
-func (r *reloads) tell(outcome reloaded) {
-	for _, w := range r.waiting {
-		w <- outcome
-	}
-	r.waiting = nil
-}
+// errRelieved answers who asks a process that has given way.
+var errRelieved = errors.New("another process serves by now; ask again")
 
 // wait asks for a reload, or for an upgrade in any case, and waits for what
 // becomes of it.
-func (r *reloads) wait(ctx context.Context, always bool) (api.Reload, error) {
-	outcome := make(chan reloaded, 1)
-	r.mu.Lock()
-	r.waiting = append(r.waiting, outcome)
-	r.mu.Unlock()
+func (r *reloads) wait(ctx context.Context, upgrade bool) (api.Reload, error) {
+	answer := make(chan reloaded, 1)
 	select {
-	case r.ask <- always:
+	case r.ask <- question{upgrade: upgrade, answer: answer}:
+	case <-r.over:
+		return api.Reload{}, errRelieved
 	case <-ctx.Done():
 		return api.Reload{}, ctx.Err()
 	}
 	select {
-	case o := <-outcome:
+	case o := <-answer:
 		return o.Reload, o.err
 	case <-ctx.Done():
 		return api.Reload{}, ctx.Err()

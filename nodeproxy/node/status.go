@@ -312,8 +312,6 @@ func (n *Node) Upgrade(ctx context.Context) (api.Upgrade, error) {
 		return api.Upgrade{}, &api.Error{Kind: api.KindConflict, Message: err.Error()}
 	case err != nil:
 		return api.Upgrade{}, err
-	case r.Upgrade == nil: // a reload was under way, and this one came too late for it
-		return api.Upgrade{}, &api.Error{Kind: api.KindConflict, Message: "a reload was under way; try again"}
 	}
 	return *r.Upgrade, nil
 }
