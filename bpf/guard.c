@@ -4,7 +4,7 @@
  * cgroup/bind4|6: in namespaces that are part of the mesh nobody but the proxy
  * takes the proxy's ports, or any user could receive plaintext while it is
  * down. Also notes whose a socket is while the calling process is known;
- * listen(2) in flows.c needs it.
+ * listen(2) in listeners.c needs it.
  */
 #include "meshproxy.h"
 

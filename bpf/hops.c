@@ -9,9 +9,8 @@
  * was captured and the proxy's when it dialled a server of this node; the other
  * one follows it.
  */
-#include "meshproxy.h"
-#include "habits.h"
 #include "hop.h"
+#include "readers.h"
 
 INLINE int may_hop(__u32 own)
 {
@@ -84,6 +83,21 @@ INLINE void dialled_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tc
 	int blocking = (p->flags & (PORT_NONBLOCKING | PORT_BLOCKING)) != PORT_NONBLOCKING;
 
 	begin_hop(ctx, sk, tcp, &end, unfit(p->workload, blocking));
+}
+
+INLINE void connected_to_proxy(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct socket *s)
+{
+	struct address remote = {};
+	struct port *p;
+
+	if (s->flags & SOCKET_CAPTURED) {
+		captured_hop(ctx, sk, tcp, s);
+	} else if (s->flags & SOCKET_HOP && may_hop(0)) {
+		remote_address(ctx, &remote);
+		p = find_port(netns_cookie(tcp), &remote);
+		if (p && p->workload)
+			dialled_hop(ctx, sk, tcp, p);
+	}
 }
 
 /* The other end of either. */

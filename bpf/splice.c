@@ -2,7 +2,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * sk_msg: hands what one workload sends to another of this node straight to
- * the receiving socket. flows.c puts both ends into the map when they are
+ * the receiving socket. direct.c puts both ends into the map when they are
  * established.
  *
  * The receiver reads what was redirected before what came by TCP. From
