@@ -12,7 +12,7 @@
 /* User space reads it from the ring buffer, which has no types: this gives it a
  * place in the object's BTF. */
 const volatile struct event event_layout;
-const volatile struct closed_event closed_event_layout;
+const volatile struct direct_event direct_event_layout;
 const volatile struct splice splice_layout;
 const volatile struct hop_end hop_end_layout;
 const volatile struct hop_query hop_query_layout;

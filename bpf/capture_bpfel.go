@@ -43,48 +43,6 @@ type CaptureCidrExclusion struct {
 	Ip        [4]uint32
 }
 
-type CaptureClosedEvent struct {
-	_      structs.HostLayout
-	Kind   uint32
-	Pad    uint32
-	Cookie uint64
-	Now    uint64
-	Conn   struct {
-		_             structs.HostLayout
-		Netns         uint64
-		EndpointNetns uint64
-		Opened        uint64
-		Workload      uint32
-		Service       uint32
-		Endpoint      uint32
-		Flags         uint32
-		Dialled       struct {
-			_    structs.HostLayout
-			Ip   [4]uint32
-			Port uint16
-			Pad  uint16
-		}
-		Local struct {
-			_    structs.HostLayout
-			Ip   [4]uint32
-			Port uint16
-			Pad  uint16
-		}
-		Remote struct {
-			_    structs.HostLayout
-			Ip   [4]uint32
-			Port uint16
-			Pad  uint16
-		}
-		Pad      uint32
-		Sockets  [2]uint64
-		Sent     uint64
-		Received uint64
-		Closed   uint32
-		Pad2     uint32
-	}
-}
-
 type CaptureConnectionKey struct {
 	_        structs.HostLayout
 	Workload uint32
@@ -139,6 +97,48 @@ type CaptureDirect struct {
 	Received      uint64
 	Closed        uint32
 	Pad2          uint32
+}
+
+type CaptureDirectEvent struct {
+	_      structs.HostLayout
+	Kind   uint32
+	Pad    uint32
+	Cookie uint64
+	Now    uint64
+	Conn   struct {
+		_             structs.HostLayout
+		Netns         uint64
+		EndpointNetns uint64
+		Opened        uint64
+		Workload      uint32
+		Service       uint32
+		Endpoint      uint32
+		Flags         uint32
+		Dialled       struct {
+			_    structs.HostLayout
+			Ip   [4]uint32
+			Port uint16
+			Pad  uint16
+		}
+		Local struct {
+			_    structs.HostLayout
+			Ip   [4]uint32
+			Port uint16
+			Pad  uint16
+		}
+		Remote struct {
+			_    structs.HostLayout
+			Ip   [4]uint32
+			Port uint16
+			Pad  uint16
+		}
+		Pad      uint32
+		Sockets  [2]uint64
+		Sent     uint64
+		Received uint64
+		Closed   uint32
+		Pad2     uint32
+	}
 }
 
 type CaptureDirectFlags uint32
@@ -589,7 +589,7 @@ const (
 	CaptureProgOutbound6        = "outbound6"
 	CaptureProgQuery4           = "query4"
 	CaptureProgQuery6           = "query6"
-	CaptureVarClosedEventLayout = "closed_event_layout"
+	CaptureVarDirectEventLayout = "direct_event_layout"
 	CaptureVarEventLayout       = "event_layout"
 	CaptureVarHaveDirect        = "have_direct"
 	CaptureVarHaveMptcp         = "have_mptcp"
@@ -704,7 +704,7 @@ type CaptureMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CaptureVariableSpecs struct {
-	ClosedEventLayout *ebpf.VariableSpec `ebpf:"closed_event_layout"`
+	DirectEventLayout *ebpf.VariableSpec `ebpf:"direct_event_layout"`
 	EventLayout       *ebpf.VariableSpec `ebpf:"event_layout"`
 	HaveDirect        *ebpf.VariableSpec `ebpf:"have_direct"`
 	HaveMptcp         *ebpf.VariableSpec `ebpf:"have_mptcp"`
@@ -817,7 +817,7 @@ func (m *CaptureMaps) Close() error {
 //
 // It can be passed to LoadCaptureObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CaptureVariables struct {
-	ClosedEventLayout *ebpf.Variable `ebpf:"closed_event_layout"`
+	DirectEventLayout *ebpf.Variable `ebpf:"direct_event_layout"`
 	EventLayout       *ebpf.Variable `ebpf:"event_layout"`
 	HaveDirect        *ebpf.Variable `ebpf:"have_direct"`
 	HaveMptcp         *ebpf.Variable `ebpf:"have_mptcp"`

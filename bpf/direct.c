@@ -33,7 +33,7 @@ INLINE void dialling(struct bpf_sock_ops *ctx, struct socket *s, struct flow_key
 INLINE void report(__u32 kind, __u64 cookie, const struct direct *conn)
 {
 	struct node *n = this_node();
-	struct closed_event *e;
+	struct direct_event *e;
 
 	if (!n || !n->reports)
 		return;

@@ -428,7 +428,7 @@ enum event_kind {
 	EVENT_NETNS_SEEN,
 	EVENT_ENROLLED,
 	EVENT_GONE,
-	EVENT_CLOSED, /* struct closed_event */
+	EVENT_CLOSED, /* struct direct_event */
 	EVENT_OPENED, /* the same */
 	EVENT_SPLICES, /* a workload reads with splice(2) */
 };
@@ -445,7 +445,7 @@ struct event {
 };
 
 /* A direct connection that is, or was. */
-struct closed_event {
+struct direct_event {
 	enum event_kind kind;
 	__u32 pad;
 	__u64 cookie;

@@ -173,7 +173,7 @@ func (c *Capture) decode(sample []byte) (Event, error) {
 }
 
 func (c *Capture) decodeDirect(kind bpf.CaptureEventKind, sample []byte) (Event, error) {
-	var e bpf.CaptureClosedEvent
+	var e bpf.CaptureDirectEvent
 	if _, err := binary.Decode(sample, binary.NativeEndian, &e); err != nil {
 		return nil, err
 	}
