@@ -42,5 +42,6 @@
 // temporary directory goes when the next machine boots.
 //
 // Emulated machines starve each other: one test process has machines at a time,
-// the others wait at their first Boot.
+// the others wait at their first Boot. They come before whatever else runs, since
+// timeouts in a machine go by the real clock; MESHPROXY_VM_NICE=0 spares others.
 package vm
