@@ -44,7 +44,8 @@ func (c *commands) root() *cobra.Command {
 			return nil
 		},
 	}
-	root.SetArgs(c.Args)
+	// Cobra takes nil for the arguments of the process.
+	root.SetArgs(append([]string{}, c.Args...))
 	root.SetIn(c.Stdin)
 	root.SetOut(c.Stdout)
 	root.SetErr(c.Stderr)
