@@ -24,6 +24,7 @@ func spliceChecks() []check {
 		{name: "kfunc bpf_rdonly_cast", minKernel: "6.2", consequence: stayTCP, look: func() (string, error) { return kfunc("bpf_rdonly_cast") }},
 		{name: "kfunc bpf_cast_to_kern_ctx", minKernel: "6.2", consequence: stayTCP, look: func() (string, error) { return kfunc("bpf_cast_to_kern_ctx") }},
 		{name: "receiver's charge in sk_msg", minKernel: "6.13", consequence: stayTCP, look: receiverCharge},
+		{name: "FIONREAD of redirected data", minKernel: "7.0", consequence: stayTCP, look: redirectedCounts},
 		{name: "one queue of sk_msg and TCP", minKernel: "6.19", consequence: stayTCP, look: oneQueue},
 	}
 }
@@ -71,6 +72,35 @@ func receiverCharge() (string, error) {
 		return "", absent(fmt.Sprintf("%d bytes that a program redirects are charged with %d", size, charge))
 	}
 	return fmt.Sprintf("%d bytes are charged with %d", size, charge), nil
+}
+
+// redirectedCounts redirects a message and looks whether its receiver is told how
+// much there is to read, as it is since 929e30f93125 (7.0 and some stable
+// kernels). Programs that size their reads by that would not read it.
+func redirectedCounts() (string, error) {
+	client, server, err := tcpPair()
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(client)
+	defer unix.Close(server)
+	sockets, err := redirecting(client, server, false)
+	if err != nil {
+		return "", err
+	}
+	defer sockets.Close()
+	const size = 1000
+	if _, err := unix.Write(client, make([]byte, size)); err != nil {
+		return "", fmt.Errorf("send: %w", err)
+	}
+	told, err := unix.IoctlGetInt(server, unix.TIOCINQ)
+	if err != nil {
+		return "", fmt.Errorf("ask what there is to read: %w", err)
+	}
+	if told != size {
+		return "", absent(fmt.Sprintf("of %d bytes that a program redirects the receiver is told %d", size, told))
+	}
+	return "", nil
 }
 
 // oneQueue redirects a message and has another one follow it by TCP, and looks

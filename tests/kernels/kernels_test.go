@@ -33,10 +33,15 @@ var kernels = []kernel{
 		lacks: []string{
 			"helper bpf_set_retval in cgroup", "helper bpf_skc_to_mptcp_sock in cgroup",
 			"field ingress_ifindex of sk_lookup", "option SO_BINDTOIFINDEX in cgroup",
-			"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "receiver's charge in sk_msg", "one queue of sk_msg and TCP",
+			"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "receiver's charge in sk_msg", "FIONREAD of redirected data", "one queue of sk_msg and TCP",
 		},
 	},
-	{version: "6.1", lacks: []string{"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "one queue of sk_msg and TCP"}},
+	{
+		version: "6.1",
+		lacks: []string{
+			"kfunc bpf_rdonly_cast", "kfunc bpf_cast_to_kern_ctx", "FIONREAD of redirected data", "one queue of sk_msg and TCP",
+		},
+	},
 	{version: "6.12", splices: true},
 	{version: "7.2", splices: true},
 }
@@ -63,7 +68,7 @@ var nodeTests = []string{
 // splicing needs of the kernel's queues.
 var (
 	spliceTests = []string{"TestSpliced"}
-	queueTests  = []string{"TestSelfTest", "TestShortRead", "TestShortReads", "TestStallHeals", "TestFirstConnection", "TestReadsBySplice"}
+	queueTests  = []string{"TestSelfTest", "TestHazards", "TestShortRead", "TestShortReads", "TestStallHeals", "TestFirstConnection", "TestReadsBySplice"}
 )
 
 // TestKernels boots each kernel, or that of the variable KERNEL.
