@@ -49,6 +49,7 @@ type Capture struct {
 	namespaces     map[uint64]*namespace
 	splicing       SpliceState
 	hopsPaused     string         // why, for hops; SpliceState.Paused is for the rest
+	inherited      bool           // splicing is on since an earlier process, and not tested since
 	delayed        []func() error // until the programs are in force
 	yielded        bool
 	kept           []io.Closer // links of what was yielded

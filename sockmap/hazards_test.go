@@ -465,6 +465,41 @@ func TestSpliceThroughRestart(t *testing.T) {
 	p.exchange(t, 1000)
 }
 
+// TestSplicingStaysOn: what was on when a process ended is on with the next one, from
+// its first connection until the self-test, or somebody, says otherwise.
+func TestSplicingStaysOn(t *testing.T) {
+	w := newSplicing(t)
+	again := func() {
+		t.Helper()
+		w.close()
+		w.open()
+	}
+	again()
+	if err := w.PauseSplicing(""); err != nil { // as a node does when it starts
+		t.Fatal(err)
+	}
+	if s := w.stats().Splice; !s.On || s.Test.Ran {
+		t.Errorf("%+v", s)
+	}
+	p := w.pair(virtual4, direct4)
+	p.exchange(t, 1000)
+	w.isSpliced(t, p.client)
+	again()
+	if err := w.PauseSplicing("paused"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.PauseSplicing(""); err != nil {
+		t.Fatal(err)
+	}
+	if s := w.stats().Splice; s.On {
+		t.Errorf("on without a test: %+v", s)
+	}
+	w.testSplice()
+	if s := w.stats().Splice; !s.On {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestShortConnections: connect, request, answer, close; many at once.
 func TestShortConnections(t *testing.T) {
 	w := newSplicing(t)

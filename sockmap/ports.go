@@ -55,11 +55,13 @@ func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {
 	}
 	// Somebody may have begun to listen again since the look at listeners, on
 	// an entry that has just been deleted.
-	listening, err = c.listening()
-	if err != nil {
+	if before, err = contents[bpf.CapturePortKey, bpf.CapturePort](m); err != nil {
 		return err
 	}
-	return c.guardPorts(declared, listening, nil)
+	if listening, err = c.listening(); err != nil {
+		return err
+	}
+	return c.guardPorts(declared, listening, before)
 }
 
 // guardPorts writes what is declared or listened on.
@@ -97,6 +99,9 @@ func (c *Capture) wantPorts(declared, listening map[bpf.CapturePortKey]uint32) m
 		p := want[key]
 		p.Workload = workload
 		p.Flags |= bpf.CapturePortFlagsPORT_LEARNED
+		if _, ok := declared[anywhere(key)]; ok {
+			p.Flags |= bpf.CapturePortFlagsPORT_DECLARED // as the kernel has it
+		}
 		want[key] = p
 	}
 	// The filter only grows: a port too many costs a lookup. A byte of it is
@@ -110,12 +115,16 @@ func (c *Capture) wantPorts(declared, listening map[bpf.CapturePortKey]uint32) m
 		if workload != 0 || c.portFilter[key.Address.Port] == 0 {
 			continue
 		}
-		anywhere := bpf.CapturePortKey{Netns: key.Netns, Address: bpf.CaptureAddress{Port: key.Address.Port}}
-		if _, ok := declared[anywhere]; !ok {
+		if _, ok := declared[anywhere(key)]; !ok {
 			want[key] = bpf.CapturePort{Flags: bpf.CapturePortFlagsPORT_LEARNED}
 		}
 	}
 	return want
+}
+
+// anywhere is a port of all addresses.
+func anywhere(key bpf.CapturePortKey) bpf.CapturePortKey {
+	return bpf.CapturePortKey{Netns: key.Netns, Address: bpf.CaptureAddress{Port: key.Address.Port}}
 }
 
 func (c *Capture) forgetPorts(netns uint64) error {

@@ -140,6 +140,22 @@ func TestLearnsBlocking(t *testing.T) {
 	}
 }
 
+// TestKeepsReaders: what is known of a listener stays while the state is brought up
+// to date.
+func TestKeepsReaders(t *testing.T) {
+	w := newSplicing(t)
+	before := map[string]bpf.CapturePort{}
+	for at := range w.listeners {
+		before[at] = w.port(at)
+	}
+	w.apply(w.directState(Allow))
+	for at, was := range before {
+		if is := w.port(at); is != was {
+			t.Errorf("%s: %+v, was %+v", at, is, was)
+		}
+	}
+}
+
 // TestForgetsReaders: what is known of a workload goes with its processes, by
 // their cgroup.
 func TestForgetsReaders(t *testing.T) {

@@ -65,6 +65,7 @@ func (c *Capture) openSplice() {
 	}
 	c.splicing.Hops = c.node.Hopping == bpf.CaptureSplicingSPLICING_ON
 	c.splicing.On = c.node.Splicing == bpf.CaptureSplicingSPLICING_ON
+	c.inherited = c.splicing.On
 }
 
 func (c *Capture) attachSplice() error {
@@ -114,7 +115,8 @@ func (c *Capture) PauseSplicing(why string) error {
 // setSplicing puts in force what is known.
 func (c *Capture) setSplicing() {
 	s := &c.splicing
-	s.On = s.Loaded && s.Test.Passed && s.Paused == ""
+	c.inherited = c.inherited && !s.Test.Ran && s.Paused == ""
+	s.On = s.Loaded && (s.Test.Passed || c.inherited) && s.Paused == ""
 	mode := bpf.CaptureSplicingSPLICING_OFF
 	switch {
 	case s.On:

@@ -27,6 +27,7 @@ const (
 
 func (w *world) directState(v Verdict) State {
 	front, back := w.workload("front"), w.workload("back")
+	back.InboundPorts, back.NetNS = []uint16{5432}, w.cookie
 	s := State{Workloads: []Workload{front, back}}
 	for addr, at := range map[string][]string{direct4: {virtual4, direct4}, direct6: {virtual6, direct6}} {
 		local := Local{Addr: netip.MustParseAddrPort(addr), Workload: back.Name, NetNS: w.cookie}

@@ -22,6 +22,7 @@ import (
 type caller struct {
 	url      string
 	tcp      string
+	echo     string
 	body     string
 	fresh    bool // a new connection for each call
 	timeout  time.Duration
@@ -40,6 +41,7 @@ func call(ctx context.Context, args []string, out *reporter) error {
 	fs := flag.NewFlagSet("call", flag.ContinueOnError)
 	fs.StringVar(&c.url, "url", "", "HTTP URL to post to")
 	fs.StringVar(&c.tcp, "tcp", "", "host:port of a line server")
+	fs.StringVar(&c.echo, "echo", "", "host:port of an echo server: sends messages of all sizes, and compares what comes back")
 	fs.StringVar(&c.body, "body", "ping", "what to send: one line")
 	fs.BoolVar(&c.fresh, "fresh", false, "a new connection for each call")
 	fs.DurationVar(&c.timeout, "timeout", 5*time.Second, "for one call")
@@ -50,8 +52,9 @@ func call(ctx context.Context, args []string, out *reporter) error {
 	if err := parse(fs, args); err != nil {
 		return err
 	}
-	if (c.url == "") == (c.tcp == "") || workers < 1 || interval <= 0 {
-		return fmt.Errorf("%w: call: one of -url and -tcp, a worker and an interval are needed", errUsage)
+	targets := slices.DeleteFunc([]string{c.url, c.tcp, c.echo}, func(s string) bool { return s == "" })
+	if len(targets) != 1 || workers < 1 || interval <= 0 {
+		return fmt.Errorf("%w: call: one of -url, -tcp and -echo, a worker and an interval are needed", errUsage)
 	}
 	transport := &http.Transport{DisableKeepAlives: c.fresh, MaxIdleConnsPerHost: workers}
 	defer transport.CloseIdleConnections()
@@ -82,10 +85,13 @@ func call(ctx context.Context, args []string, out *reporter) error {
 // loop calls at the given rate until the context ends.
 func (c *caller) loop(ctx context.Context, rate float64, count int) {
 	do := c.http
-	if c.tcp != "" {
-		line := &lineClient{caller: c}
-		defer line.close()
-		do = line.call
+	if c.url == "" {
+		conn := &connection{caller: c, exchange: c.line}
+		if c.echo != "" {
+			conn.exchange = newEchoes().exchange
+		}
+		defer conn.close()
+		do = conn.call
 	}
 	var pace <-chan time.Time
 	if rate > 0 {
@@ -130,6 +136,9 @@ func (c *caller) add(d time.Duration, seen *Seen, err error) {
 	}
 	c.window.Requests++
 	c.latency = append(c.latency, d)
+	if seen == nil {
+		return
+	}
 	c.window.Seen = seen
 	if c.window.Servers == nil {
 		c.window.Servers = map[string]int{}
@@ -142,7 +151,7 @@ func (c *caller) take(d time.Duration) Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.window
-	s.Event, s.Target, s.Seconds, s.Peer = EventStats, c.url+c.tcp, d.Seconds(), c.lastPeer
+	s.Event, s.Target, s.Seconds, s.Peer = EventStats, c.url+c.tcp+c.echo, d.Seconds(), c.lastPeer
 	s.P50, s.P99, s.Max = percentile(c.latency, 50), percentile(c.latency, 99), percentile(c.latency, 100)
 	c.window, c.latency = Stats{}, c.latency[:0]
 	return s
@@ -195,27 +204,28 @@ func (c *caller) http(ctx context.Context) (*Seen, error) {
 	return &seen, nil
 }
 
-// lineClient calls the line server over one connection, anew after an error.
-type lineClient struct {
+// connection is what calls are made over, a new one after an error.
+type connection struct {
 	*caller
-	conn net.Conn
-	r    *bufio.Reader
+	exchange func(*connection) (*Seen, error)
+	conn     net.Conn
+	r        *bufio.Reader
 }
 
-func (l *lineClient) call(ctx context.Context) (*Seen, error) {
-	seen, err := l.exchange(ctx)
+func (l *connection) call(ctx context.Context) (*Seen, error) {
+	seen, err := l.once(ctx)
 	if err != nil || l.fresh {
 		l.close()
 	}
 	return seen, err
 }
 
-func (l *lineClient) exchange(ctx context.Context) (*Seen, error) {
+func (l *connection) once(ctx context.Context) (*Seen, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	if l.conn == nil {
 		var d net.Dialer
-		conn, err := d.DialContext(ctx, "tcp", l.tcp)
+		conn, err := d.DialContext(ctx, "tcp", l.tcp+l.echo)
 		if err != nil {
 			return nil, err
 		}
@@ -227,7 +237,12 @@ func (l *lineClient) exchange(ctx context.Context) (*Seen, error) {
 	// A stop must not wait for an answer.
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := fmt.Fprintln(l.conn, l.body); err != nil {
+	return l.exchange(l)
+}
+
+// line has the line server say what it sees.
+func (c *caller) line(l *connection) (*Seen, error) {
+	if _, err := fmt.Fprintln(l.conn, c.body); err != nil {
 		return nil, err
 	}
 	line, err := l.r.ReadBytes('\n')
@@ -241,7 +256,7 @@ func (l *lineClient) exchange(ctx context.Context) (*Seen, error) {
 	return &seen, nil
 }
 
-func (l *lineClient) close() {
+func (l *connection) close() {
 	if l.conn != nil {
 		_ = l.conn.Close()
 		l.conn = nil

@@ -109,6 +109,42 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// TestCallEcho: messages come back as they were sent, over one connection and over
+// many; a server that sends something else is noticed.
+func TestCallEcho(t *testing.T) {
+	addrs := serveAll(t)
+	for _, tc := range []struct {
+		name, addr       string
+		args             []string
+		requests, errors int
+	}{
+		{"one connection", addrs["echo"], nil, 100, 0},
+		{"many", addrs["echo"], []string{"-fresh"}, 100, 0},
+		{"reset", addrs["reset"], nil, 0, 100},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := start(t, "call", append(tc.args, "-echo", tc.addr, "-count", "100", "-rate", "0", "-interval", "1h")...)
+			var ready Ready
+			var stats Stats
+			s.next(t, &ready)
+			s.next(t, &stats)
+			if stats.Requests != tc.requests || stats.Errors != tc.errors || stats.Peer != tc.addr {
+				t.Errorf("stats: %+v", stats)
+			}
+		})
+	}
+	t.Run("other bytes", func(t *testing.T) {
+		s := start(t, "call", "-echo", addrs["source"], "-count", "20", "-rate", "0", "-interval", "1h")
+		var ready Ready
+		var stats Stats
+		s.next(t, &ready)
+		s.next(t, &stats)
+		if stats.Errors == 0 || !strings.Contains(stats.Error, errOtherBytes.Error()) {
+			t.Errorf("stats: %+v", stats)
+		}
+	})
+}
+
 func TestCallReportsErrors(t *testing.T) {
 	addrs := serveAll(t)
 	for _, tc := range []struct{ name, addr, want string }{
@@ -219,7 +255,7 @@ func TestMainStopsAtSIGTERM(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{nil, {"dance"}, {"serve"}, {"serve", "-x"}, {"call"}, {"call", "-url", "u", "-tcp", "t"}, {"dial-once"}, {"hold"}, {"converse"}, {"wait", "more"}} {
+	for _, args := range [][]string{nil, {"dance"}, {"serve"}, {"serve", "-x"}, {"call"}, {"call", "-url", "u", "-tcp", "t"}, {"call", "-tcp", "t", "-echo", "e"}, {"dial-once"}, {"hold"}, {"converse"}, {"wait", "more"}} {
 		var out, errs bytes.Buffer
 		if status := Main(args, &out, &errs); status != ExitUsage || errs.Len() == 0 {
 			t.Errorf("%q: exit status %d, says %q", args, status, errs.String())
