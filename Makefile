@@ -17,7 +17,7 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: ## the binary, static
-	@mkdir -p bin
+	@mkdir -p $(dir $(BIN))
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) .
 
 demo: build ## two nodes on this machine, real workloads, a verdict (root); DEMOFLAGS=--keep leaves it up
@@ -79,6 +79,7 @@ bench-consul: build ## compares with Envoy sidecars in a real Consul's mesh, and
 	$(GO) run ./tests/bench -part consul $(BENCHFLAGS)
 
 # Where things go; the conventional places of Debian and Fedora.
+PAGES = $(dir $(BIN))man
 MAN   = $(DESTDIR)$(PREFIX)/share/man
 SHARE = $(DESTDIR)$(PREFIX)/share
 UNITS = $(DESTDIR)$(PREFIX)/lib/systemd/system
@@ -92,10 +93,10 @@ install: build ## binary, units, configuration, manual pages and completions bel
 	install -D -m 0644 systemd/meshproxy.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/meshproxy.conf
 	install -m 0644 configs/minimal.yaml configs/full.yaml LICENSE README.md CHANGELOG.md docs/systemd.md $(SHARE)/doc/meshproxy
 	test -e $(DESTDIR)/etc/meshproxy/meshproxy.yaml || install -D -m 0640 configs/minimal.yaml $(DESTDIR)/etc/meshproxy/meshproxy.yaml
-	rm -rf bin/man && SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run ./systemd/manpages $(VERSION) bin/man && gzip -9n bin/man/*/*
+	rm -rf $(PAGES) && SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run ./systemd/manpages $(VERSION) $(PAGES) && gzip -9n $(PAGES)/*/*
 	install -d -m 0755 $(MAN)/man5 $(MAN)/man8
-	install -m 0644 bin/man/man5/* $(MAN)/man5
-	install -m 0644 bin/man/man8/* $(MAN)/man8
+	install -m 0644 $(PAGES)/man5/* $(MAN)/man5
+	install -m 0644 $(PAGES)/man8/* $(MAN)/man8
 	install -d -m 0755 $(SHARE)/bash-completion/completions $(SHARE)/zsh/$(ZSH) $(SHARE)/fish/vendor_completions.d
 	$(BIN) completion bash >$(SHARE)/bash-completion/completions/meshproxy
 	$(BIN) completion zsh >$(SHARE)/zsh/$(ZSH)/_meshproxy
@@ -118,10 +119,11 @@ NFPM     := $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 # Both formats sort a version with a ~ before the one without.
 PACKAGED := $(shell echo '$(VERSION)' | sed -E 's/^v//; /^[0-9]+\./!s/^/0.0.0~/; s/-/./g')
 
+# What they are made of is built apart, not over the binary that is in use.
 packages: ## Debian package and RPM in dist/
 	rm -rf dist && mkdir -p dist
-	$(MAKE) --no-print-directory install DESTDIR=dist/deb ZSH=vendor-completions
-	$(MAKE) --no-print-directory install DESTDIR=dist/rpm ZSH=site-functions
+	$(MAKE) --no-print-directory install BIN=dist/build/meshproxy DESTDIR=dist/deb ZSH=vendor-completions
+	$(MAKE) --no-print-directory install BIN=dist/build/meshproxy DESTDIR=dist/rpm ZSH=site-functions
 	for format in deb rpm; do \
 		mv dist/$$format/etc/meshproxy dist/$$format.etc && rmdir dist/$$format/etc && \
 		find dist/$$format* -exec touch -h -d @$(EPOCH) {} + && \
@@ -129,6 +131,7 @@ packages: ## Debian package and RPM in dist/
 		$(NFPM) package --config systemd/packages/nfpm.yaml --packager $$format --target dist/ || exit 1; \
 		rm -rf dist/$$format dist/$$format.etc; \
 	done
+	rm -rf dist/build
 	cd dist && sha256sum meshproxy* | tee SHA256SUMS
 
 clean: ## build products
