@@ -140,6 +140,11 @@ func TestRun(t *testing.T) {
 			case "other sk_lookup programs":
 				// Other tests may run at this time.
 				continue
+			case "program fentry/tcp_splice_read":
+				// Not every kernel lets functions of its own be watched.
+				if f.Status == StatusWarn && !f.Required && f.Consequence != "" {
+					continue
+				}
 			}
 			if f.Status != StatusOK || f.Consequence != "" {
 				t.Errorf("%+v", f)
@@ -147,7 +152,7 @@ func TestRun(t *testing.T) {
 		}
 		for _, want := range []string{
 			"kernel", "BTF", "cgroup2", "bpffs", "CAP_BPF", "program cgroup/connect4", "program sk_lookup",
-			"helper bpf_sk_storage_get in cgroup", "map RingBuf", "link cgroup", "tracepoint cgroup_mkdir",
+			"helper bpf_sk_storage_get in cgroup", "map RingBuf", "link cgroup", "tracepoint cgroup_mkdir", "program fentry/tcp_splice_read",
 			"inet_diag destroy", "inet_diag of UDP", "option SO_BINDTOIFINDEX in cgroup", "other cgroup programs",
 		} {
 			if !seen[want] {

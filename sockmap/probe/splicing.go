@@ -17,7 +17,11 @@ import (
 // What splicing needs. A node runs its own self-test besides, through the
 // programs and maps that connections take; its outcome is in the status.
 
-const stayTCP = "With `splicing: auto`, connections between workloads of this node go without the proxy, and stay TCP. All else works."
+const (
+	stayTCP = "With `splicing: auto`, connections between workloads of this node go without the proxy, and stay TCP. All else works."
+	unseen  = "With `splicing: auto`, it can't be seen who reads from connections with splice(2), as Go's io.Copy between two of them does: " +
+		"such a workload gets nothing from one that is spliced. Give it `splice: off`. All else works."
+)
 
 func spliceChecks() []check {
 	return []check{
@@ -26,6 +30,7 @@ func spliceChecks() []check {
 		{name: "receiver's charge in sk_msg", minKernel: "6.13", consequence: stayTCP, look: receiverCharge},
 		{name: "FIONREAD of redirected data", minKernel: "7.0", consequence: stayTCP, look: redirectedCounts},
 		{name: "one queue of sk_msg and TCP", minKernel: "6.19", consequence: stayTCP, look: oneQueue},
+		{name: "program fentry/tcp_splice_read", consequence: unseen, look: readersBySplice},
 	}
 }
 
@@ -41,6 +46,30 @@ func kfunc(name string) (string, error) {
 		return "", absence{err}
 	}
 	return "", nil
+}
+
+// readersBySplice watches for who calls splice(2) on a connection, as a node does.
+// Kernels without trampolines refuse that, as those do that are locked; where
+// nothing may be traced at all, nothing is said about the kernel.
+func readersBySplice() (string, error) {
+	prog, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
+		Name: probeName, Type: ebpf.Tracing, AttachType: ebpf.AttachTraceFEntry, AttachTo: "tcp_splice_read", License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	}, ebpf.ProgramOptions{LogDisabled: true})
+	if err == nil {
+		defer prog.Close()
+		var l link.Link
+		if l, err = link.AttachTracing(link.TracingOptions{Program: prog}); err == nil {
+			return "", l.Close()
+		}
+	}
+	err = fmt.Errorf("watch a function of the kernel: %w", err)
+	other, otherErr := load(ebpf.RawTracepoint, ebpf.AttachNone)
+	if otherErr != nil {
+		return "", err
+	}
+	_ = other.Close()
+	return "", absence{err}
 }
 
 // receiverCharge redirects a message from one socket of this process to another
