@@ -96,7 +96,7 @@ type CaptureDirect struct {
 	Sent          uint64
 	Received      uint64
 	Closed        uint32
-	Pad2          uint32
+	Answered      uint32
 }
 
 type CaptureDirectEvent struct {
@@ -137,7 +137,7 @@ type CaptureDirectEvent struct {
 		Sent     uint64
 		Received uint64
 		Closed   uint32
-		Pad2     uint32
+		Answered uint32
 	}
 }
 
@@ -148,6 +148,7 @@ const (
 	CaptureDirectFlagsDIRECT_ESTABLISHED CaptureDirectFlags = 2
 	CaptureDirectFlagsDIRECT_IPV6        CaptureDirectFlags = 4
 	CaptureDirectFlagsDIRECT_SPLICED     CaptureDirectFlags = 8
+	CaptureDirectFlagsDIRECT_LEFT        CaptureDirectFlags = 16
 )
 
 type CaptureDirection uint32
@@ -243,13 +244,13 @@ type CaptureFlowKey struct {
 	Local  CaptureAddress
 }
 
-type CaptureHabitFlags uint32
-
-const (
-	CaptureHabitFlagsHABIT_READS   CaptureHabitFlags = 1
-	CaptureHabitFlagsHABIT_BLOCKS  CaptureHabitFlags = 2
-	CaptureHabitFlagsHABIT_SPLICES CaptureHabitFlags = 4
-)
+type CaptureHabit struct {
+	_       structs.HostLayout
+	Reads   uint8
+	Blocks  uint8
+	Waits   uint8
+	Splices uint8
+}
 
 type CaptureHop struct {
 	_        structs.HostLayout
@@ -258,6 +259,8 @@ type CaptureHop struct {
 	Own      uint32
 	Leaving  uint32
 	Wanted   uint32
+	Answered uint32
+	Service  uint32
 }
 
 type CaptureHopEnd struct {
@@ -270,6 +273,8 @@ type CaptureHopEnd struct {
 	Generation  uint32
 	Leaves      uint32
 	Workload    uint32
+	Service     uint32
+	Began       uint32
 	SwitchedOff uint8
 	Leaving     uint8
 	Own         uint8
@@ -477,6 +482,8 @@ type CaptureSplice struct {
 	Service     uint32
 	Endpoint    uint32
 	Own         uint32
+	Began       uint32
+	Pad         uint32
 }
 
 type CaptureSpliceKey struct {

@@ -79,12 +79,12 @@ INLINE void settle_end(struct bpf_sock *sk, __u32 before)
 	/* The FIN has a number too; from these states it goes without one. */
 	if (before != TCP_ESTABLISHED && before != TCP_CLOSE_WAIT)
 		sent--;
-	count_sent(sp, sent);
-	settle(sp);
-	if (sp->peer.side != SIDE_CLIENT)
-		return;
 	d = bpf_map_lookup_elem(&directs, &sp->peer.client);
-	if (d && d->sockets[SIDE_SERVER])
+	if (!d || !(d->flags & DIRECT_LEFT)) {
+		count_sent(sp, sent);
+		settle(sp);
+	}
+	if (d && d->sockets[SIDE_SERVER] && sp->peer.side == SIDE_CLIENT)
 		end_closed(sp->peer.client, d, 1);
 }
 
@@ -113,7 +113,7 @@ INLINE void direct_closed(struct bpf_sock_ops *ctx, const struct socket *s, __u3
 		return;
 	if (d->flags & DIRECT_ESTABLISHED) {
 		count_traffic(s->workload, s->service, closed, 1);
-		/* The programs saw nothing of what was never spliced. */
+		/* Of what is not spliced TCP has counted the bytes. */
 		if (!(d->flags & DIRECT_SPLICED)) {
 			d->sent = bytes_sent(ctx, before);
 			d->received = bytes_received(ctx, before);
@@ -144,6 +144,39 @@ INLINE int insert(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct tc
 	return FALLBACK_NONE;
 }
 
+/* What is against splicing a client, by how it and the server's workload read. */
+INLINE __u32 unfit_readers(struct bpf_sock_ops *ctx, const struct tcp_sock *tcp, const struct splice *end)
+{
+	__u32 why;
+
+	if (end->own)
+		return is_blocking(&tcp->inet_conn.icsk_inet.sk) ? FALLBACK_BLOCKING : FALLBACK_NONE;
+	why = unfit_client(ctx, tcp, end->workload, end->service);
+	return !why && splices_calls(end->endpoint) ? FALLBACK_READER : why;
+}
+
+/* Takes both ends out of the map as if they had never been in it, if nothing has
+ * gone by it, and nothing by TCP. The server's program says that it has sent
+ * something before it looks whether the client blocks. */
+INLINE int leave_splice(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct splice *sp = bpf_sk_storage_get(&splices, sk, 0, 0);
+	struct splice_key key = {.client = bpf_get_socket_cookie(ctx)};
+	struct direct *d = bpf_map_lookup_elem(&directs, &key.client);
+
+	if (!d || !sp || !(d->flags & DIRECT_SPLICED))
+		return 1;
+	if (sp->messages || d->answered)
+		return 0;
+	d->flags = (d->flags & ~DIRECT_SPLICED) | DIRECT_LEFT;
+	d->sockets[SIDE_CLIENT] = 0;
+	key.side = SIDE_CLIENT;
+	bpf_map_delete_elem(&spliced, &key);
+	key.side = SIDE_SERVER;
+	bpf_map_delete_elem(&spliced, &key);
+	return 1;
+}
+
 INLINE int may_splice(const struct splice *end)
 {
 	struct node *n = this_node();
@@ -170,13 +203,11 @@ INLINE void connected_directly(struct bpf_sock_ops *ctx, struct bpf_sock *sk, st
 		return;
 	d->flags |= DIRECT_ESTABLISHED;
 	count_traffic(s->workload, s->service, opened, 1);
-	why = unfit_readers(ctx, &end);
+	why = unfit_readers(ctx, tcp, &end);
 	if (!may_splice(&end))
 		why = FALLBACK_PAUSED;
 	else if (s->unspliced)
 		why = s->unspliced;
-	else if (is_blocking(&tcp->inet_conn.icsk_inet.sk))
-		why = FALLBACK_BLOCKING;
 	else if (!why)
 		why = insert(ctx, sk, tcp, &end);
 	if (why) {

@@ -68,6 +68,35 @@ INLINE void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 		connected_to_proxy(ctx, sk, tcp, s);
 }
 
+/*
+ * A client is about to send something, or acknowledges. By its first message it is
+ * known whether it blocks, as those do that connect without blocking for the sake
+ * of a limit of time (hiredis, libmysql). It has not begun to read then, unless
+ * somebody else does it, so that the connection can become what it would have
+ * been: TCP. tcp_current_mss asks before the message is queued.
+ */
+INLINE void sending(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	int fresh;
+
+	if (!tcp || !s)
+		return;
+	fresh = is_fresh(ctx, tcp);
+	if (fresh && ctx->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS)
+		return; /* the handshake's */
+	unwatch(ctx, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	if (!is_blocking(&tcp->inet_conn.icsk_inet.sk))
+		return;
+	unwatch(ctx, BPF_SOCK_OPS_RTT_CB_FLAG);
+	if (fresh && !is_awaited(&tcp->inet_conn.icsk_inet.sk) &&
+	    (s->flags & SOCKET_DIRECT ? leave_splice(ctx, sk) : leave_hop(ctx, sk)))
+		learn(s->workload, s->service, blocks);
+	else
+		learn(s->workload, s->service, waits);
+}
+
 INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
@@ -196,6 +225,11 @@ int flow(struct bpf_sock_ops *ctx)
 		sk = ctx->sk;
 		if (sk)
 			watch_read(ctx, sk);
+		break;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		sk = ctx->sk;
+		if (sk)
+			sending(ctx, sk);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		sk = ctx->sk;

@@ -17,6 +17,7 @@
  * Streams of large messages leave, too. They gain nothing by redirecting, since
  * the receiver falls behind, and the way through this program costs a tenth.
  */
+#include "habits.h"
 #include "hop.h"
 
 #define LARGEST (1 << 16) /* of the messages that are redirected */
@@ -63,6 +64,8 @@ INLINE struct tcp_sock *other_end(struct hop_end *e)
 	if (!e->to) {
 		struct hop *h = bpf_map_lookup_elem(&hops, &e->peer.client);
 
+		if (h && e->peer.side == SIDE_CLIENT)
+			__sync_fetch_and_add(&h->answered, 1); /* a full barrier: see leave_hop */
 		if (h)
 			e->to = h->sockets[e->peer.side & 1];
 	}
@@ -156,13 +159,26 @@ INLINE int redirect_hop(struct sk_msg_md *msg, struct hop_end *e)
 	return 1;
 }
 
+/* Of a client that has turned blocking no further connections are spliced. One that
+ * is about to send its first message is not lost yet: see sending. */
+INLINE void learn_blocking(const struct hop_end *e)
+{
+	int captured = e->peer.side == (e->proxy ? SIDE_CLIENT : SIDE_SERVER);
+
+	if (captured && (e->proxy || e->began || e->messages))
+		learn(e->workload, e->service, waits);
+}
+
 INLINE void pass_hop(struct hop_end *e, __u32 why)
 {
+	if (e->fallback != why) {
+		e->fallback = why;
+		count_hop_fallback(e->proxy, why);
+		if (why == FALLBACK_BLOCKING)
+			learn_blocking(e);
+	}
 	e->by_tcp = 1;
-	if (e->fallback == why)
-		return;
-	e->fallback = why;
-	count_hop_fallback(e->proxy, why);
+	e->began = 1;
 }
 
 SEC("sk_msg")

@@ -5,6 +5,10 @@
  * into the map of those that are spliced; hop.c says what becomes of what they
  * send.
  *
+ * A blocking application may be harmed here as between two workloads: its read
+ * sleeps in tcp_bpf_recvmsg, whoever is at the other end. So its habits count, and
+ * it leaves by the same rule.
+ *
  * The client's end is the first to be established, the application's when it
  * was captured and the proxy's when it dialled a server of this node; the other
  * one follows it.
@@ -35,12 +39,12 @@ INLINE __u32 insert_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const str
 	return FALLBACK_NONE;
 }
 
-/* Why the application's socket may not be spliced, by what is known of it. */
-INLINE __u32 unfit(__u32 workload, int blocking)
+/* Why a server's socket may not be spliced, by what is known of it. */
+INLINE __u32 unfit_server(__u32 workload, int blocking)
 {
 	if (is_unspliced(workload))
 		return FALLBACK_WORKLOAD;
-	if (habits_of(workload, 0) & HABIT_SPLICES)
+	if (splices_calls(workload))
 		return FALLBACK_READER;
 	return blocking ? FALLBACK_BLOCKING : FALLBACK_NONE;
 }
@@ -48,7 +52,7 @@ INLINE __u32 unfit(__u32 workload, int blocking)
 /* The client's end is established. */
 INLINE void begin_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, struct hop_end *end, __u32 why)
 {
-	struct hop h = {.workload = end->workload, .own = end->own};
+	struct hop h = {.workload = end->workload, .service = end->service, .own = end->own};
 
 	end->peer.client = bpf_get_socket_cookie(ctx);
 	end->peer.side = SIDE_SERVER;
@@ -69,11 +73,13 @@ INLINE void begin_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_
 /* A workload's connection has reached the proxy's backlog. */
 INLINE void captured_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct socket *s)
 {
-	struct hop_end end = {.workload = s->workload};
+	struct hop_end end = {.workload = s->workload, .service = s->service};
+	__u32 why;
 
 	if (!may_hop(0))
 		return;
-	begin_hop(ctx, sk, tcp, &end, unfit(s->workload, is_blocking(&tcp->inet_conn.icsk_inet.sk)));
+	why = unfit_client(ctx, tcp, s->workload, s->service);
+	begin_hop(ctx, sk, tcp, &end, is_unspliced(s->workload) ? FALLBACK_WORKLOAD : why);
 }
 
 /* The proxy has reached a workload's server. */
@@ -82,7 +88,7 @@ INLINE void dialled_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tc
 	struct hop_end end = {.workload = p->workload, .proxy = 1};
 	int blocking = (p->flags & (PORT_NONBLOCKING | PORT_BLOCKING)) != PORT_NONBLOCKING;
 
-	begin_hop(ctx, sk, tcp, &end, unfit(p->workload, blocking));
+	begin_hop(ctx, sk, tcp, &end, unfit_server(p->workload, blocking));
 }
 
 INLINE void connected_to_proxy(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp, const struct socket *s)
@@ -110,12 +116,33 @@ INLINE void accepted_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct t
 	if (!h)
 		return;
 	end.workload = h->workload;
+	end.service = h->service;
 	end.own = h->own;
 	why = insert_hop(ctx, sk, &end);
 	if (why)
 		count_hop_fallback(proxy, why);
 	else
 		h->sockets[SIDE_SERVER] = (__u64)tcp;
+}
+
+/* leave_splice for a captured connection; the proxy finds that it is no hop. */
+INLINE int leave_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+	struct hop_end *e = bpf_sk_storage_get(&hop_ends, sk, 0, 0);
+	struct splice_key key = {.client = bpf_get_socket_cookie(ctx)};
+	struct hop *h = bpf_map_lookup_elem(&hops, &key.client);
+
+	if (!h || !e)
+		return 1;
+	if (e->messages || h->answered)
+		return 0;
+	bpf_map_delete_elem(&hops, &key.client);
+	key.side = SIDE_CLIENT;
+	bpf_map_delete_elem(&hopping, &key);
+	key.side = SIDE_SERVER;
+	bpf_map_delete_elem(&hopping, &key);
+	count_hop(HOP_APPLICATION, left, 1);
+	return 1;
 }
 
 INLINE void end_hop(struct bpf_sock *sk)

@@ -72,8 +72,12 @@ enum {
 	BPF_SOCK_OPS_STATE_CB = 10,
 	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
 	BPF_SOCK_OPS_RTT_CB = 12,
+	BPF_SOCK_OPS_HDR_OPT_LEN_CB = 14,
 	BPF_SOCK_OPS_STATE_CB_FLAG = 1 << 2,
 	BPF_SOCK_OPS_RTT_CB_FLAG = 1 << 3,
+	BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG = 1 << 6,
+
+	BPF_WRITE_HDR_TCP_CURRENT_MSS = 1,
 };
 
 enum { SK_DROP = 0, SK_PASS = 1 };
@@ -273,6 +277,14 @@ struct list_head {
 	struct list_head *next;
 } CO_RE;
 
+struct wait_queue_head {
+	struct list_head head;
+} CO_RE;
+
+struct socket_wq {
+	struct wait_queue_head wait;
+} CO_RE;
+
 struct file {
 	unsigned int f_flags;
 } CO_RE;
@@ -313,6 +325,7 @@ struct sock {
 	int sk_rcvbuf;
 	__u8 sk_userlocks : 4;
 	void *sk_user_data;
+	struct socket_wq *sk_wq;
 	struct socket___kernel *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
 } CO_RE;

@@ -49,7 +49,7 @@ MAP(hop_ends, BPF_MAP_TYPE_SK_STORAGE, 0, int, struct hop_end, BPF_F_NO_PREALLOC
 MAP(hop_traffic, BPF_MAP_TYPE_PERCPU_ARRAY, 2, __u32, struct hop_traffic, 0);
 MAP(traffic, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct traffic_key, struct traffic, BPF_F_NO_PREALLOC);
 /* Of a workload as a client of a service, or (service 0) altogether. */
-MAP(habits, BPF_MAP_TYPE_HASH, 65536, struct traffic_key, enum habit_flags, BPF_F_NO_PREALLOC);
+MAP(habits, BPF_MAP_TYPE_HASH, 65536, struct traffic_key, struct habit, BPF_F_NO_PREALLOC);
 MAP(connections, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct connection_key, __u64, BPF_F_NO_PREALLOC);
 MAP(rejections, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct rejection_key, __u64, BPF_F_NO_PREALLOC);
 MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, 1, __u32, struct counters, 0);

@@ -13,7 +13,7 @@ INLINE void note(__u32 workload)
 {
 	struct event *e;
 
-	if (!workload || !learn(workload, 0, HABIT_SPLICES))
+	if (!workload || !learn(workload, 0, splices))
 		return;
 	e = new_event(EVENT_SPLICES, 0, workload);
 	if (!e)

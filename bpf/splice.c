@@ -60,6 +60,8 @@ INLINE struct tcp_sock *other_end(struct splice *s)
 	if (!s->to) {
 		struct direct *d = bpf_map_lookup_elem(&directs, &s->peer.client);
 
+		if (d && s->peer.side == SIDE_CLIENT)
+			__sync_fetch_and_add(&d->answered, 1); /* a full barrier: see leave_splice */
 		if (d)
 			s->to = d->sockets[s->peer.side & 1];
 	}
@@ -176,13 +178,16 @@ INLINE int redirect(struct sk_msg_md *msg, struct splice *s)
 }
 
 /* A client that has turned blocking: its next connections are TCP from the start.
- * A server's socket may block until a child process has it (PostgreSQL's do). */
+ * One that is about to send its first message is not lost yet: see sending. A
+ * server's socket may block until a child process has it (PostgreSQL's do). */
 INLINE void learn_blocking(struct splice *s, const struct tcp_sock *own)
 {
 	const struct tcp_sock *client = s->peer.side == SIDE_SERVER ? own : other_end(s);
 
+	if (s->peer.side == SIDE_SERVER && !s->began && !s->messages)
+		return;
 	if (client && is_blocking(&client->inet_conn.icsk_inet.sk))
-		learn(s->workload, s->service, HABIT_BLOCKS);
+		learn(s->workload, s->service, waits);
 }
 
 SEC("sk_msg")
@@ -217,6 +222,7 @@ int splice(struct sk_msg_md *msg)
 		if (why == FALLBACK_BLOCKING && !s->own)
 			learn_blocking(s, own);
 	}
+	s->began = 1;
 	return SK_PASS;
 }
 

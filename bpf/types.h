@@ -130,6 +130,7 @@ enum direct_flags {
 	DIRECT_ESTABLISHED = 1 << 1,
 	DIRECT_IPV6 = 1 << 2, /* the client's socket, whatever its address */
 	DIRECT_SPLICED = 1 << 3,
+	DIRECT_LEFT = 1 << 4, /* was to be spliced, but its client blocks: see sending */
 };
 
 enum side { SIDE_CLIENT = 0, SIDE_SERVER = 1 };
@@ -152,7 +153,7 @@ struct direct {
 	__u64 sent; /* by the client, as far as it was added up */
 	__u64 received;
 	__u32 closed; /* how many of the ends that the programs follow */
-	__u32 pad2;
+	__u32 answered; /* the server has sent something, if spliced */
 };
 
 /* An end of a spliced connection. The client's cookie and not the addresses:
@@ -195,6 +196,8 @@ struct splice {
 	__u32 service;
 	__u32 endpoint; /* workload */
 	__u32 own;      /* the self-test's */
+	__u32 began;    /* it has sent something by TCP */
+	__u32 pad;
 };
 
 /* A connection between an application and the proxy that is spliced, by the
@@ -205,6 +208,8 @@ struct hop {
 	__u32 own;        /* the self-test's */
 	__u32 leaving;    /* nothing is redirected any more */
 	__u32 wanted;     /* that it leaves */
+	__u32 answered;   /* the side that was dialled has sent something */
+	__u32 service;    /* of a captured connection */
 };
 
 /* An end of one. */
@@ -217,6 +222,8 @@ struct hop_end {
 	__u32 generation; /* of the workloads' switches, and of hops that leave */
 	__u32 leaves;
 	__u32 workload;
+	__u32 service; /* of a captured connection */
+	__u32 began;   /* it has sent something by TCP */
 	__u8 switched_off; /* as of these generations */
 	__u8 leaving;
 	__u8 own;
@@ -250,14 +257,16 @@ struct traffic_key {
 	__u32 service;
 };
 
-/* How a workload reads what it gets, by what was seen on connections that were
- * TCP. */
-enum habit_flags {
-	/* As a client of the service: from sockets that do not block, or that do. */
-	HABIT_READS = 1 << 0,
-	HABIT_BLOCKS = 1 << 1,
-	/* Service 0: with splice(2), from whatever connection. */
-	HABIT_SPLICES = 1 << 2,
+/* How a workload reads what it gets. A byte each: a bit could not be set without
+ * losing another CPU's. */
+struct habit {
+	/* As a client of the service: from sockets that do not block; from such that
+	 * do, and show it by their first message; or not before they read. */
+	__u8 reads;
+	__u8 blocks;
+	__u8 waits;
+	/* Of service 0: with splice(2), from whatever connection. */
+	__u8 splices;
 };
 
 struct traffic {

@@ -80,7 +80,7 @@ func TestFirstConnection(t *testing.T) {
 		return w.port(direct4).Flags&bpf.CapturePortFlagsPORT_NONBLOCKING != 0
 	})
 	w.eventually("the client is known", func() bool {
-		return w.habits("front", "db")&bpf.CaptureHabitFlagsHABIT_READS != 0
+		return w.habits("front", "db").Reads != 0
 	})
 	q := w.pair(virtual4, direct4)
 	q.exchange(t, 1000)

@@ -64,7 +64,8 @@ type DirectConnection struct {
 	// what it asked for.
 	Client, Dialled netip.AddrPort
 	Established     bool
-	// Spliced says that it began so; an end may have turned to TCP since.
+	// Spliced says that it began so, and that its client doesn't block; an end may
+	// have turned to TCP since.
 	Spliced bool
 	// Sent is what the source has sent, but for the last 64 KiB or less, and
 	// of what was never spliced only when it is closed.
@@ -179,7 +180,8 @@ func (c *Capture) sweepDirects() error {
 type Traffic struct {
 	Source, Service mesh.Name
 	Opened, Closed  uint64
-	// Spliced are those of Opened that began spliced.
+	// Spliced are those of Opened that began spliced; one whose client turned out
+	// to block counts among Fallbacks as well.
 	Spliced uint64
 	// Sent is what the source sent.
 	Sent, Received uint64

@@ -47,7 +47,7 @@ func newHopWorld(t *testing.T) *hopWorld {
 	if s, err := w.Stats(); err != nil || !s.Splice.Hops {
 		t.Fatalf("hops are not spliced: %s, %v", s.Splice.HopsReason, err)
 	}
-	for _, kind := range hopKinds[2:] { // until their listeners are known
+	for _, kind := range hopKinds { // until clients and listeners are known
 		for deadline := 0; ; deadline++ {
 			h := w.hop(kind)
 			h.exchange(100)
@@ -57,7 +57,7 @@ func newHopWorld(t *testing.T) *hopWorld {
 				break
 			}
 			if deadline == 1000 {
-				t.Fatal("the listener never became known for sockets that do not block")
+				t.Fatal("the application never became known for sockets that do not block")
 			}
 		}
 	}

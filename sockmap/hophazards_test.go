@@ -86,9 +86,9 @@ func TestHopCloseUnread(t *testing.T) {
 // TestHopBlocking: applications whose sockets block are never spliced; one whose
 // socket begins to block gets what was redirected, and all else by TCP.
 func TestHopBlocking(t *testing.T) {
-	w := newHopWorld(t)
 	for _, kind := range hopKinds {
 		t.Run(kind.name, func(t *testing.T) {
+			w := newHopWorld(t)
 			h := w.hop(kind)
 			h.exchange(100)
 			_, before := h.redirected()
@@ -134,6 +134,60 @@ func TestHopBlocking(t *testing.T) {
 			w.application(kind).close(app)
 			w.proxy.close(proxy)
 		})
+	}
+}
+
+// TestHopReadsBothWays: a client that blocks when it sends its first message is TCP
+// before it reads, signals don't disturb it, and those that don't block are spliced
+// all the while.
+func TestHopReadsBothWays(t *testing.T) {
+	w := newHopWorld(t)
+	for range 5 {
+		for _, kind := range hopKinds[:2] {
+			h := w.hop(kind)
+			if err := unix.SetNonblock(h.app, false); err != nil {
+				t.Fatal(err)
+			}
+			h.exchange(100)
+			application, proxy := h.key.keys()
+			if w.inMap(application) || w.inMap(proxy) {
+				t.Fatalf("%s: a client that blocks is in the map", kind.name)
+			}
+			if text, err := interruptedRead(t, h.app, h.proxy); text != "at last" || err != nil {
+				t.Errorf("read %q, %v", text, err)
+			}
+			if leave, err := w.HopWanted(h.key); leave || err != nil {
+				t.Errorf("leave %v, %v", leave, err)
+			}
+			g := w.hop(kind)
+			g.exchange(1000)
+			if !w.isSpliced(g.key) {
+				t.Fatalf("%s: not spliced", kind.name)
+			}
+			h.exchange(100_000)
+			if err := h.leave(); err != nil { // as the proxy does of bulk
+				t.Error(err)
+			}
+			h.exchange(100)
+			g.close()
+			h.close()
+		}
+	}
+}
+
+// TestHopFirst: of a client that was not seen reading nothing is spliced.
+func TestHopFirst(t *testing.T) {
+	w := newHopWorld(t)
+	w.mu.Lock()
+	err := w.forgetReader(w.names.byName[newEntity(kindWorkload, name("front"))])
+	w.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := w.hop(hopKinds[0])
+	h.exchange(100)
+	if application, _ := h.key.keys(); w.inMap(application) {
+		t.Error("spliced")
 	}
 }
 

@@ -58,7 +58,7 @@ type Reader struct {
 
 // readers lists what was learned.
 func (c *Capture) readers() ([]Reader, error) {
-	habits, err := contents[bpf.CaptureTrafficKey, bpf.CaptureHabitFlags](c.kernel.maps[bpf.CaptureMapHabits])
+	habits, err := contents[bpf.CaptureTrafficKey, bpf.CaptureHabit](c.kernel.maps[bpf.CaptureMapHabits])
 	if err != nil {
 		return nil, err
 	}
@@ -66,9 +66,9 @@ func (c *Capture) readers() ([]Reader, error) {
 	for k, h := range habits {
 		r := Reader{Workload: c.names.name(k.Workload), Service: c.names.name(k.Service)}
 		switch {
-		case h&bpf.CaptureHabitFlagsHABIT_SPLICES != 0:
+		case h.Splices != 0:
 			r.Why = FallbackReader
-		case h&bpf.CaptureHabitFlagsHABIT_BLOCKS != 0:
+		case h.Waits != 0 || h.Blocks != 0 && h.Reads == 0:
 			r.Why = FallbackBlocking
 		default:
 			continue
@@ -85,7 +85,7 @@ func (c *Capture) readers() ([]Reader, error) {
 // read otherwise.
 func (c *Capture) forgetReader(workload uint32) error {
 	m := c.kernel.maps[bpf.CaptureMapHabits]
-	habits, err := contents[bpf.CaptureTrafficKey, bpf.CaptureHabitFlags](m)
+	habits, err := contents[bpf.CaptureTrafficKey, bpf.CaptureHabit](m)
 	if err != nil {
 		return err
 	}

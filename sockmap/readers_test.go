@@ -46,12 +46,12 @@ func (w *splicing) wantReader(want Reader) {
 }
 
 // interruptedRead has a blocking read interrupted by signals whose handler
-// restarts, and then data; it returns what the read gives.
-func (w *splicing) interruptedRead(p *pair) (string, error) {
-	w.t.Helper()
+// restarts, and then data from the other end; it returns what the read gives.
+func interruptedRead(t *testing.T, reader, writer int) (string, error) {
+	t.Helper()
 	// With a limit of time, a signal would end TCP's read too (signal(7)).
-	if err := unix.SetsockoptTimeval(p.client, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{}); err != nil {
-		w.t.Fatal(err)
+	if err := unix.SetsockoptTimeval(reader, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{}); err != nil {
+		t.Fatal(err)
 	}
 	type result struct {
 		text string
@@ -63,19 +63,19 @@ func (w *splicing) interruptedRead(p *pair) (string, error) {
 		defer runtime.UnlockOSThread()
 		reading <- unix.Gettid()
 		buf := make([]byte, 64)
-		n, err := unix.Read(p.client, buf)
+		n, err := unix.Read(reader, buf)
 		done <- result{string(buf[:max(n, 0)]), err}
 	}()
 	thread := <-reading
 	for range 200 {
 		// Go's runtime has a handler for it, with SA_RESTART.
 		if err := unix.Tgkill(unix.Getpid(), thread, unix.SIGURG); err != nil {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
 		runtime.Gosched()
 	}
-	if err := patiently.write(p.server, []byte("at last")); err != nil {
-		w.t.Fatal(err)
+	if err := patiently.write(writer, []byte("at last")); err != nil {
+		t.Fatal(err)
 	}
 	r := <-done
 	return r.text, r.err
@@ -105,12 +105,12 @@ func TestBlocksAfterConnect(t *testing.T) {
 				}
 				p.exchange(t, 100)
 				w.notSpliced(p)
-				if text, err := w.interruptedRead(p); text != "at last" || err != nil {
+				if text, err := interruptedRead(t, p.client, p.server); text != "at last" || err != nil {
 					t.Errorf("read %q, %v", text, err)
 				}
 				p.exchange(t, 100)
 				w.eventually("the client is known", func() bool {
-					return w.habits("front", "db")&bpf.CaptureHabitFlagsHABIT_BLOCKS != 0
+					return w.habits("front", "db").Blocks != 0
 				})
 			}
 			if tr := w.traffic(); tr.Spliced != w.before.Spliced {
@@ -162,7 +162,7 @@ func TestForgetsReaders(t *testing.T) {
 	w := newSplicing(t)
 	w.front.stop()
 	removeCgroup(filepath.Join(w.dir, "front"))
-	w.eventually("nothing is known", func() bool { return w.habits("front", "db") == 0 })
+	w.eventually("nothing is known", func() bool { return w.habits("front", "db") == (bpf.CaptureHabit{}) })
 	w.front = w.process("front")
 	p := w.pair(virtual4, direct4)
 	p.exchange(t, 100)

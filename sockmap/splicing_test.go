@@ -58,7 +58,7 @@ func (w *world) splicing() *splicing {
 			return s.port(at).Flags&bpf.CapturePortFlagsPORT_NONBLOCKING != 0
 		})
 		s.eventually("the client is known", func() bool {
-			return s.habits("front", "db")&bpf.CaptureHabitFlagsHABIT_READS != 0
+			return s.habits("front", "db").Reads != 0
 		})
 	}
 	s.before = s.traffic()
@@ -120,7 +120,7 @@ func (w *splicing) port(at string) (p bpf.CapturePort) {
 }
 
 // habits is how a workload reads as a client of a service.
-func (w *splicing) habits(workload, service string) (h bpf.CaptureHabitFlags) {
+func (w *splicing) habits(workload, service string) (h bpf.CaptureHabit) {
 	w.t.Helper()
 	w.mu.Lock()
 	key := bpf.CaptureTrafficKey{

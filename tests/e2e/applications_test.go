@@ -234,22 +234,67 @@ func (a *applications) redis(t *testing.T) {
 		t.Errorf("redis-cli: before %+v, after %+v", before, s)
 	}
 	// So does one of the benchmark's connections, with which it asks for the server's
-	// configuration: the others are TCP as well, which don't block.
-	for _, load := range [][]string{
+	// configuration; the others don't block. The first benchmark shows that.
+	a.client("redis-benchmark", append(target, "-n", "100", "-c", "5", "-t", "ping", "-q")...)
+	loads := [][]string{
 		{"-n", "20000", "-c", "20", "-d", "64", "-t", "ping,set,get,incr,lpush,lrange_300,mset"},
 		{"-n", "5000", "-c", "8", "-P", "16", "-d", "1000", "-t", "set,get"},
 		{"-n", "300", "-c", "8", "-d", "300000", "-t", "set,get"},
-	} {
-		out := a.client("redis-benchmark", append(append(target, load...), "-q")...)
-		if !bytes.Contains(out, []byte("requests per second")) || bytes.Contains(bytes.ToLower(out), []byte("error")) {
-			t.Errorf("redis-benchmark %v: %s", load, out)
-		}
+	}
+	for _, load := range loads {
+		a.spliced(func() { a.benchmark(append(target, load...)) })
 	}
 	if got := cli("STRLEN", "key:__rand_int__"); got != "300000" {
 		t.Errorf("the value has %s bytes", got)
 	}
 	if got := cli("GET", "counter:__rand_int__"); got != "20000" {
 		t.Errorf("counted %s", got)
+	}
+	a.mixed(target)
+}
+
+func (a *applications) benchmark(args []string) {
+	a.Helper()
+	out := a.client("redis-benchmark", append(args, "-q")...)
+	if !bytes.Contains(out, []byte("requests per second")) || bytes.Contains(bytes.ToLower(out), []byte("error")) {
+		a.Errorf("redis-benchmark %v: %s", args, out)
+	}
+}
+
+// mixed has clients that block, of the same workload, come and go beside the
+// benchmark's.
+func (a *applications) mixed(target []string) {
+	a.Helper()
+	over, asked := make(chan struct{}), make(chan int)
+	cli := a.program("redis-cli")
+	go func() {
+		n := 0
+		defer func() { asked <- n }()
+		for ; ; n++ {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			value := strings.Repeat("v", 1+n*977%100_000)
+			for _, ask := range []struct{ args, want string }{{"SET blocks " + value, "OK"}, {"GET blocks", value}} {
+				out, err := a.net.Host("a").Run(a.ctx(), testnet.Command{
+					Name: "redis-cli", Path: cli, Args: append(slices.Clone(target), strings.Fields(ask.args)...), Cgroup: "client", Dir: "/",
+				})
+				if got := strings.TrimSpace(string(out)); err != nil || got != ask.want {
+					a.Errorf("redis-cli beside the benchmark: %.100s, %v", got, err)
+					return
+				}
+			}
+		}
+	}()
+	a.spliced(func() { a.benchmark(append(target, "-n", "50000", "-c", "50", "-d", "64", "-t", "set,get,incr,lpush")) })
+	close(over)
+	if n := <-asked; n == 0 {
+		a.Error("nobody asked meanwhile")
+	}
+	if s := a.splice("a"); slices.ContainsFunc(s.Unfit, func(r api.UnfitReader) bool { return r.Workload == "client" }) {
+		a.Errorf("%+v", s.Unfit)
 	}
 }
 
