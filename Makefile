@@ -11,7 +11,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/meshproxy/meshproxy/nodeproxy/cli.Version=$(VERSION)
 BIN      := bin/meshproxy
 
-.PHONY: help build demo demo-consul test unit race e2e test-packages test-vm test-kernels fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
+.PHONY: help build demo demo-consul test unit race e2e test-outage test-packages test-vm test-kernels fuzz lint generate check-generated bench bench-consul bench-quick install uninstall packages clean deps
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,6 +43,9 @@ race: ## the same under the race detector
 
 e2e: build ## nodes, workloads and faults on the real kernel (root)
 	$(GO) test -count=1 ./tests/e2e/...
+
+test-outage: build ## Consul is away for ten minutes, nodes restart meanwhile; CI takes a shorter time (root)
+	E2E_OUTAGE=10m $(GO) test -count=1 -v -timeout 30m -run TestConsulOutage ./tests/e2e
 
 test-packages: ## install, upgrade and remove with dpkg, rpm and make, on a copy of this machine (root)
 	$(GO) test -count=1 -v -timeout 15m ./tests/packages
