@@ -234,6 +234,39 @@ func TestPortChangesHands(t *testing.T) {
 	}
 }
 
+// TestFollowListeners: who listens changes though the state does not.
+func TestFollowListeners(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.apply(State{Workloads: []Workload{w.workload("web")}})
+	web, _ := w.serving("web", "0.0.0.0:80")
+	guarded := func() int {
+		t.Helper()
+		if err := w.FollowListeners(); err != nil {
+			t.Fatal(err)
+		}
+		ports, err := contents[bpf.CapturePortKey, bpf.CapturePort](w.kernel.maps[bpf.CaptureMapPorts])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(ports)
+	}
+	if n := guarded(); n != 1 {
+		t.Errorf("%d ports are guarded, want that of the listener", n)
+	}
+	// Somebody empties the map behind our back: who listens is found again.
+	if err := w.forgetPorts(w.cookie); err != nil {
+		t.Fatal(err)
+	}
+	if n := guarded(); n != 1 {
+		t.Errorf("%d ports are guarded, want that of the listener again", n)
+	}
+	web.stop()
+	if n := guarded(); n != 0 {
+		t.Errorf("%d ports are guarded, want none", n)
+	}
+}
+
 // TestContainer: everything works in a namespace of a workload's own, whose
 // packets from the node come over a veth.
 func TestContainer(t *testing.T) {

@@ -16,6 +16,17 @@ import (
 // The kernel learns the latter from listen(2); user space adds listeners that
 // are older than the capture and takes out those that are gone.
 
+// FollowListeners is the part of Apply that is about who listens: that changes
+// without a word, though the state does not.
+func (c *Capture) FollowListeners() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(); err != nil {
+		return err
+	}
+	return c.reconcilePorts(c.declared)
+}
+
 // reconcilePorts brings the guarded ports into line with the declared ones and
 // with who listens in the attached namespaces.
 func (c *Capture) reconcilePorts(declared map[bpf.CapturePortKey]uint32) error {

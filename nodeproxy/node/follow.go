@@ -16,10 +16,6 @@ import (
 	"github.com/meshproxy/meshproxy/sockmap"
 )
 
-// resync is how often the kernel's state is compared with the snapshot even if
-// nothing changed: listeners and namespaces come and go without a word.
-const resync = 10 * time.Second
-
 // unaddressed is when a connection that was just being opened under the policy
 // before can be closed.
 const unaddressed = 50 * time.Millisecond
@@ -61,8 +57,9 @@ func (n *Node) follow(ctx context.Context) error {
 		if n.upgrades.before == nil {
 			n.begin(ctx)
 		}
-		tick := time.NewTicker(resync)
+		tick := time.NewTicker(resyncInterval)
 		defer tick.Stop()
+		look := resync{node: n}
 		for {
 			select {
 			case <-ctx.Done():
@@ -78,9 +75,7 @@ func (n *Node) follow(ctx context.Context) error {
 				if n.relieved() {
 					continue
 				}
-				n.namespaces.refreshSources()
-				n.namespaces.sweep(n.views.load().snapshot.Workloads(), n.cgroups)
-				n.applyCapture(ctx)
+				look.look(ctx)
 			}
 		}
 	})
@@ -168,7 +163,15 @@ func (n *Node) applyCapture(ctx context.Context) {
 	if !anyReady(s) || n.relieved() {
 		return
 	}
-	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
+	n.namespaces.find(ctx, s.Workloads(), n.cgroups, n.cgroups.cgroupsOf(s.Workloads()), false)
+	n.applyFound(ctx, s)
+}
+
+// applyFound is applyCapture when the namespaces of the workloads are found.
+func (n *Node) applyFound(ctx context.Context, s *mesh.Snapshot) {
+	if !anyReady(s) || n.relieved() {
+		return
+	}
 	n.lines.follow(ctx, s.Workloads())
 	if !n.ready.Load() {
 		// Before anything is captured: an application that dials meanwhile would
@@ -260,8 +263,10 @@ func (n *Node) watchKernel() {
 				n.reloads.applySoon()
 			}
 		case *sockmap.CgroupEnrolled:
+			n.cgroupNews.Add(1)
 			n.log.Debug("cgroup enrolled", "workload", e.Workload, "path", e.Path)
 		case *sockmap.CgroupGone:
+			n.cgroupNews.Add(1)
 			n.log.Debug("cgroup gone", "workload", e.Workload, "cgroup", e.ID)
 		case *sockmap.Refused:
 			n.refusedInKernel(e)

@@ -76,6 +76,7 @@ type Node struct {
 	consul     *consul.Source // nil: off
 	capture    *sockmap.Capture
 	cgroups    hierarchy
+	cgroupNews atomic.Uint64 // counts the kernel's reports of cgroups that came or went
 	merger     *discovery.Merger
 	views      *views
 	balancer   *balance.Balancer

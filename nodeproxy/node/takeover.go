@@ -51,7 +51,7 @@ func (n *Node) takeOver(ctx context.Context) error {
 	}
 	n.decideBy(s)
 	n.warmLeaves(ctx)
-	n.namespaces.find(ctx, s.Workloads(), n.cgroups)
+	n.namespaces.find(ctx, s.Workloads(), n.cgroups, n.cgroups.cgroupsOf(s.Workloads()), false)
 	if err := n.capture.Prepare(n.kernelState(s)); err != nil {
 		return err
 	}

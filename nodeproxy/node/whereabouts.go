@@ -20,10 +20,12 @@ import (
 // Which network namespaces the processes of workloads are in.
 
 // find opens the namespaces of the workloads: those that are configured, and
-// those that their processes are in. It reports whether anything changed.
-func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgroups hierarchy) bool {
-	changed := false
-	running := cgroups.cgroupsOf(workloads)
+// those that their processes are in, which run in the cgroups of running. With
+// sweep it closes those that no workload is in any more. It reports whether
+// anything changed.
+func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgroups hierarchy, running map[mesh.Name][]string, sweep bool) (changed bool) {
+	before := s.all() // younger ones may be of processes that are younger than the look
+	used := make(map[uint64]bool)
 	var problem error
 	for _, w := range workloads {
 		handles, err := s.locate(w, cgroups, running[w.Canonical()])
@@ -35,6 +37,7 @@ func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgrou
 		for _, h := range handles {
 			if cookie, ok := s.join(ctx, w.Name, h); ok {
 				cookies = append(cookies, cookie)
+				used[cookie] = true
 			}
 		}
 		if len(cookies) > 0 && s.assign(w.Name, cookies) {
@@ -42,6 +45,9 @@ func (s *namespaces) find(ctx context.Context, workloads []*mesh.Workload, cgrou
 		}
 	}
 	s.report(problem)
+	if sweep && s.sweep(before, used) {
+		changed = true
+	}
 	return changed
 }
 
@@ -173,24 +179,11 @@ func (s *namespaces) assign(w mesh.Name, cookies []uint64) bool {
 	return known || len(cookies) > 1 || cookies[0] != s.own.cookie
 }
 
-// sweep closes the namespaces that no workload is in any more: the proxy's own
-// listeners would keep them alive for ever.
-func (s *namespaces) sweep(workloads []*mesh.Workload, cgroups hierarchy) {
-	used := make(map[uint64]bool)
-	running := cgroups.cgroupsOf(workloads)
-	for _, w := range workloads {
-		handles, err := s.locate(w, cgroups, running[w.Canonical()])
-		if err != nil {
-			continue
-		}
-		for _, h := range handles {
-			if cookie, err := s.cookie(h); err == nil {
-				used[cookie] = true
-			}
-			h.Close()
-		}
-	}
-	for _, n := range s.all() {
+// sweep closes those of the namespaces that no workload is in any more, and
+// reports whether there were any: the proxy's own listeners would keep them alive
+// for ever.
+func (s *namespaces) sweep(list []*namespace, used map[uint64]bool) (any bool) {
+	for _, n := range list {
 		if n.own || used[n.cookie] {
 			continue
 		}
@@ -199,5 +192,7 @@ func (s *namespaces) sweep(workloads []*mesh.Workload, cgroups hierarchy) {
 			continue
 		}
 		s.forget(n)
+		any = true
 	}
+	return any
 }
