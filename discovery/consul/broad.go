@@ -4,6 +4,8 @@ package consul
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"maps"
 	"reflect"
@@ -141,7 +143,14 @@ func (r *run) kickLocal() {
 // pollOnce returns how long to wait for the next time.
 func (r *run) pollOnce(ctx context.Context) time.Duration {
 	all, asked := make(map[string]*agentService), time.Now()
-	_, err := r.ask(ctx, question{path: "/v1/agent/services"}, &all)
+	var body json.RawMessage
+	_, err := r.ask(ctx, question{path: "/v1/agent/services"}, &body)
+	same := err == nil && sha256.Sum256(body) == r.polled // as the last time, and every time while nothing happens
+	if err == nil && !same {
+		if err = json.Unmarshal(body, &all); err == nil {
+			r.polled = sha256.Sum256(body)
+		}
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			r.post(ctx, func() { r.failed(queryServices, err) })
@@ -158,6 +167,9 @@ func (r *run) pollOnce(ctx context.Context) time.Duration {
 	r.post(ctx, func() {
 		r.worked(queryServices)
 		r.asked = asked
+		if same {
+			all = r.all
+		}
 		r.takeLocal(all, listeners)
 		next := pollInterval
 		if r.services.waiting && time.Since(r.services.indexed) < awaitTime {

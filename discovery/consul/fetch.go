@@ -147,9 +147,7 @@ func (f *fetches) target(t *targetState, wait time.Duration) {
 			wait = max(wait, changeWait) // the view may lag behind the check
 		}
 		t.wait = 0 // what comes from now on is for the next time
-		// What the ACLs leave out has no index, and what is doubtful is to be
-		// looked at again.
-		known := index > 1 && !t.filtered && t.doubtful.IsZero()
+		known := t.known()
 		return func() func() {
 			instances, same, meta, err := r.askAgain(ctx, t.key, index, wait, known)
 			return func() {
@@ -164,6 +162,10 @@ func (f *fetches) target(t *targetState, wait time.Duration) {
 		}
 	})
 }
+
+// known says whether an answer with the same index is the same: what the ACLs
+// leave out has no index, and what is doubtful is to be looked at again.
+func (t *targetState) known() bool { return t.index > 1 && !t.filtered && t.doubtful.IsZero() }
 
 // askAgain is askTarget for what may be known. Most answers to a sweep are, and
 // reading those again would be most of its cost.
@@ -199,11 +201,16 @@ func (r *run) askTarget(ctx context.Context, k targetKey, index uint64, wait tim
 // askRows always names an index: with one the agent answers from the view that
 // it keeps, without one from a server.
 func (r *run) askRows(ctx context.Context, k targetKey, index uint64, wait time.Duration, out any) (*api.QueryMeta, error) {
-	return r.ask(ctx, question{
+	q := k.question()
+	q.index, q.wait = max(1, index), wait
+	return r.ask(ctx, q, out)
+}
+
+func (k targetKey) question() question {
+	return question{
 		path: "/v1/health/connect/" + k.service, filter: k.filter,
 		namespace: k.namespace, partition: k.partition, datacenter: k.datacenter,
-		index: max(1, index), wait: wait,
-	}, out)
+	}
 }
 
 const queryChains, queryTargets = "discovery chains", "instances of services"

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 )
 
 const (
@@ -39,7 +41,7 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 	pause := minPause
 	for {
 		wait, asked := longWait+rand.N(longWait/5), time.Now()
-		v, meta, err := ask(ctx, index, wait)
+		v, meta, err := ask(unlessLate(ctx, index, asked.Add(wait/2)), index, wait)
 		if ctx.Err() != nil {
 			return
 		}
@@ -91,6 +93,14 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 		}
 		last = time.Now()
 	}
+}
+
+// unlessLate spares the answer that ends a wait for nothing: it is what is known.
+func unlessLate(ctx context.Context, index uint64, late time.Time) context.Context {
+	if index == 0 {
+		return ctx
+	}
+	return consulagent.UnlessAfter(ctx, index, late)
 }
 
 // restored has all targets asked for anew. Queries with an index of before wait

@@ -4,6 +4,7 @@ package consul
 
 import (
 	"context"
+	"crypto/sha256"
 	"log/slog"
 	"sync"
 	"time"
@@ -32,6 +33,7 @@ type run struct {
 	addressOfAgent string
 	all            map[string]*agentService // as the agent has them
 	asked          time.Time                // when the agent was asked for all
+	polled         [sha256.Size]byte        // sum of the agent's answer, for pollAgent
 	listeners      []Listener
 	services       localIndex
 	catalog        map[mesh.Name]bool // names of services

@@ -19,7 +19,7 @@ const (
 	maxFetches = 16
 	// broadQueries is an upper bound of those that watch for what changed:
 	// services, roots, names, kinds of configuration entries, intentions,
-	// checks; and registrations.
+	// checks; registrations, and a sweep's glance.
 	broadQueries = 16
 )
 

@@ -4,7 +4,10 @@ package consul
 
 import (
 	"context"
+	"net/http"
 	"time"
+
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 )
 
 const (
@@ -27,6 +30,7 @@ type sweep struct {
 	repeat   bool      // once more after this one
 	began    time.Time
 	underWay bool
+	glancing bool   // it has begun
 	timer    func() // stops the alarm
 }
 
@@ -38,6 +42,9 @@ func (c *checks) sweepSoon() {
 // next begins a sweep if one is wanted and due, and sets the alarm for the
 // following one. It is called when no fetch is under way.
 func (s *sweep) next(ctx context.Context, c *checks) {
+	if s.glancing {
+		return
+	}
 	now := time.Now()
 	if s.underWay { // and now over
 		s.underWay = false
@@ -62,12 +69,54 @@ func (s *sweep) next(ctx context.Context, c *checks) {
 		return
 	}
 	s.wanted, s.underWay, s.began = false, true, now
+	var known []*targetState
 	for _, t := range c.run.targets {
-		if t.stop == nil {
+		switch {
+		case t.stop != nil:
+		case t.known():
+			known = append(known, t)
+		default:
+			c.run.fetches.target(t, sweepWait)
+		}
+	}
+	if len(known) > maxFetches {
+		s.glance(ctx, c.run, known)
+	} else {
+		for _, t := range known { // as many as fit at a time
 			c.run.fetches.target(t, sweepWait)
 		}
 	}
 	c.run.fetches.pump(ctx)
+}
+
+// glance has those of the targets asked for that may have changed. Mostly none
+// has, and to find that out is nearly all of what a sweep costs.
+func (s *sweep) glance(ctx context.Context, r *run, list []*targetState) {
+	questions, indexes := make([]consulagent.Question, len(list)), make([]uint64, len(list))
+	for i, t := range list {
+		q := t.key.question()
+		// What is older than any answer is answered at once.
+		q.index, q.wait = 1, sweepWait
+		questions[i], indexes[i] = consulagent.Question{Path: q.path, Options: r.options(q)}, t.index
+	}
+	same := make([]bool, len(list))
+	s.glancing = true
+	r.tasks.Go(func() {
+		err := r.opts.Agent.Glance(ctx, questions, func(i int, a consulagent.Answer) {
+			same[i] = a.Status == http.StatusOK && a.Index == indexes[i] && !a.Filtered
+		})
+		if err != nil && ctx.Err() == nil {
+			r.log.Debug("ask whether services have changed; each is asked for", "error", err)
+		}
+		r.post(ctx, func() {
+			s.glancing = false
+			for i, t := range list {
+				if !same[i] && r.targets[t.key] == t && t.stop == nil {
+					r.fetches.target(t, sweepWait)
+				}
+			}
+		})
+	})
 }
 
 func (s *sweep) alarm(ctx context.Context, c *checks, after time.Duration) {

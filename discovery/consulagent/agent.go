@@ -5,6 +5,7 @@ package consulagent
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -23,6 +24,12 @@ type Agent struct {
 	base      string // of URLs
 	http      *http.Client
 	transport *http.Transport
+
+	// For Glance.
+	settings Settings
+	endpoint endpoint
+	token    *authorizing
+	tls      *tls.Config // nil: none
 }
 
 // New makes a client that has at most so many connections to the agent, each
@@ -56,6 +63,10 @@ func New(s Settings, connections int) (*Agent, error) {
 			return nil, fmt.Errorf("reach Consul: %w", err)
 		}
 	}
+	var forOne *tls.Config // connection, without HTTP/2
+	if t.TLSClientConfig != nil {
+		forOne = t.TLSClientConfig.Clone()
+	}
 	token := &authorizing{next: t, token: s.Token, path: s.TokenFile}
 	if _, err := token.current(); err != nil {
 		return nil, err
@@ -69,7 +80,10 @@ func New(s Settings, connections int) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach Consul: %w", err)
 	}
-	return &Agent{Client: client, address: s.Address, base: e.scheme + "://" + e.host, http: do, transport: t}, nil
+	return &Agent{
+		Client: client, address: s.Address, base: e.scheme + "://" + e.host, http: do, transport: t,
+		settings: s, endpoint: e, token: token, tls: forOne,
+	}, nil
 }
 
 // Address is where the agent is, for people.

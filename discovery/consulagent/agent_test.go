@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 	"go.uber.org/goleak"
@@ -199,6 +200,8 @@ func TestUnless(t *testing.T) {
 		{"no index", Unless(t.Context(), 7), nil, false},
 		{"something left out", Unless(t.Context(), 7), http.Header{indexHeader: {"7"}, filteredHeader: {"true"}}, false},
 		{"nothing left out", Unless(t.Context(), 7), http.Header{indexHeader: {"7"}, filteredHeader: {"false"}}, true},
+		{"late enough", UnlessAfter(t.Context(), 7, time.Now().Add(-time.Hour)), http.Header{indexHeader: {"7"}}, true},
+		{"too early", UnlessAfter(t.Context(), 7, time.Now().Add(time.Hour)), http.Header{indexHeader: {"7"}}, false},
 		{"not known", t.Context(), http.Header{indexHeader: {"7"}}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
