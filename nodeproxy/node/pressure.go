@@ -18,9 +18,11 @@ import (
 const (
 	// pressureInterval is how often the memory in use is read. It is
 	// restInterval after restAfter readings without a new connection: a node
-	// that has nothing to do should do nothing.
+	// that has nothing to do should do nothing. Where there is no limit, somebody
+	// may set one: that is looked for every restWithoutLimit.
 	pressureInterval = 100 * time.Millisecond
 	restInterval     = time.Second
+	restWithoutLimit = 10 * time.Second
 	restAfter        = 10
 	// perConnection is what a connection may take before the next reading:
 	// two sockets with something in their buffers, its share of a handshake.
@@ -142,6 +144,9 @@ func (p *pressure) until(quiet int) time.Duration {
 		return pressureInterval
 	}
 	p.resting.Store(true)
+	if p.last.Limit == 0 {
+		return restWithoutLimit
+	}
 	return restInterval
 }
 

@@ -21,7 +21,7 @@ func TestPressureRests(t *testing.T) {
 		resting bool
 	}{
 		{"no limit", cgroup.Usage{Used: 60 * mib}, 1, pressureInterval, false},
-		{"no limit, and nothing came", cgroup.Usage{Used: 60 * mib}, restAfter, restInterval, true},
+		{"no limit, and nothing came", cgroup.Usage{Used: 60 * mib}, restAfter, restWithoutLimit, true},
 		{"lately a connection", cgroup.Usage{Used: 60 * mib, Limit: 256 * mib}, restAfter - 1, pressureInterval, false},
 		{"nothing came", cgroup.Usage{Used: 60 * mib, Limit: 256 * mib}, restAfter, restInterval, true},
 		{"half used", cgroup.Usage{Used: 129 * mib, Limit: 256 * mib}, restAfter, pressureInterval, false},

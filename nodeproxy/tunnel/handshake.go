@@ -55,6 +55,26 @@ var ErrALPN = errors.New("peer did not negotiate h2")
 // checks do.
 var errProbe = reason.Wrap(reason.TLSHandshake, errors.New("peer said nothing and left"))
 
+// leftAlready says whether the peer was such a one, as most are that check the
+// health of a service: they have closed before somebody accepts. To find that out
+// in a handshake takes a dozen system calls more.
+func leftAlready(nc net.Conn) (left bool) {
+	c, ok := nc.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = raw.Control(func(fd uintptr) {
+		var first [1]byte
+		n, _, err := unix.Recvfrom(int(fd), first[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		left = n == 0 && err == nil
+	})
+	return left
+}
+
 // secured is a connection after its handshake, on the way to a loop.
 type secured struct {
 	fd   int

@@ -214,6 +214,9 @@ func (s *Server) welcome(nc net.Conn) {
 func (s *Server) shake(nc net.Conn, remote netip.AddrPort) (sec *secured, err error) {
 	defer nc.Close() // who goes on has another descriptor of it
 	defer contain(s.options.Logger, remote, &err)
+	if leftAlready(nc) {
+		return nil, errProbe
+	}
 	from := remote.Addr()
 	if !s.enter(from) {
 		return nil, reason.Wrap(reason.LimitHandshakes, fmt.Errorf("too many handshakes with %s", from))
