@@ -104,17 +104,17 @@ func (w *absence) begin(r route, kind string, args ...string) routeCall {
 
 // learn calls until a connection is spliced: the first ones show how both ends
 // read, and a container's may come too early to go directly.
-func (w *absence) learn(r route) {
-	w.Helper()
-	w.eventually(r.name+" is spliced", func() error {
-		before := w.splice("a")
-		out, err := r.where.Run(w.ctx(), testnet.Command{
+func (l *lab) learn(r route) {
+	l.Helper()
+	l.eventually(r.name+" is spliced", func() error {
+		before := l.splice("a")
+		out, err := r.where.Run(l.ctx(), testnet.Command{
 			Name: "learn", Path: programs.workload, Cgroup: r.cgroup, Args: []string{"call", "-echo", r.address, "-count", "3"},
 		})
 		if err != nil {
-			w.Fatalf("%v: %s", err, out)
+			l.Fatalf("%v: %s", err, out)
 		}
-		if after := w.splice("a"); after.Spliced == before.Spliced {
+		if after := l.splice("a"); after.Spliced == before.Spliced {
 			return fmt.Errorf("%+v", after)
 		}
 		return nil
