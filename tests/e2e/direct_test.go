@@ -155,3 +155,48 @@ func TestDirectDrain(t *testing.T) {
 	l.awaitCall(open, from, "a call that succeeds", succeeded)
 	l.undisturbed(open, 0)
 }
+
+// TestDirectLocality: of a service's endpoints on several nodes the one on this
+// node is connected to directly, while it is healthy, and the others by the proxy.
+func TestDirectLocality(t *testing.T) {
+	l := newLab(t, fmt.Sprintf(balanceMesh, tcpCheck), "a", "b")
+	a, b := l.net.Host("a"), l.net.Host("b")
+	l.start("a", "splicing: auto")
+	l.start("b", "splicing: auto")
+	near := l.serve(a, "web", "-name", "near", "-tcp", "10.77.0.1:8080")
+	l.serve(b, "web", "-name", "far-1", "-tcp", "10.77.0.2:8080")
+	l.serve(b, "web", "-name", "far-2", "-tcp", "10.77.0.2:8081")
+	l.healthOf("a", "web", map[string]string{"10.77.0.1:8080": "healthy", "10.77.0.2:8080": "healthy", "10.77.0.2:8081": "healthy"})
+	calls := l.call(a, "client", "-tcp", "web:80", "-fresh", "-rate", "100")
+	directly := func(than uint64) {
+		t.Helper()
+		l.eventually("connections are direct, and spliced", func() error {
+			if s := l.splice("a"); s.Opened <= than || s.Spliced == 0 {
+				return fmt.Errorf("%+v", s)
+			}
+			return nil
+		})
+	}
+	directly(0)
+	if s := sumOf(calls, 0); len(s.Servers) != 1 || s.Servers["near"] == 0 {
+		t.Errorf("answers by %v, want the endpoint on this node alone", s.Servers)
+	}
+
+	if err := near.Stop(l.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	l.healthOf("a", "web", map[string]string{"10.77.0.1:8080": api.HealthUnhealthy})
+	l.awaitCall(calls, mark(calls), "report of what happened until now", succeeded)
+	from, before := mark(calls), l.splice("a").Opened
+	l.awaitCall(calls, from, "answer of the first far endpoint", servedBy("far-1"))
+	l.awaitCall(calls, from, "answer of the second far endpoint", servedBy("far-2"))
+	if s := l.splice("a"); s.Opened != before {
+		t.Errorf("%d connections went directly to where nobody listens", s.Opened-before)
+	}
+	l.undisturbed(calls, from)
+
+	l.serve(a, "web", "-name", "near-again", "-tcp", "10.77.0.1:8080")
+	l.awaitCall(calls, from, "answer of the endpoint on this node", servedBy("near-again"))
+	directly(before)
+	l.undisturbed(calls, from)
+}
