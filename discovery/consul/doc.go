@@ -23,6 +23,7 @@
 // What the broad queries cannot name is a registered instance that comes or
 // goes without its checks ever failing. A change of the catalog therefore has
 // every target asked whether its index moved, at most for a small share of the
-// time. Those questions reach the views that the agent keeps (agent/submatview)
-// and no server.
+// time: all of them on one connection, one question after another, and once more
+// by the ordinary way those that it did. The questions reach the views that the
+// agent keeps (agent/submatview) and no server.
 package consul
