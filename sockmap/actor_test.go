@@ -59,7 +59,7 @@ func startActor(t *testing.T, cgroupDir string, ns *netns.Handle, uid uint32) *a
 	}
 	defer dir.Close()
 	a := &actor{t: t, cmd: exec.Command("/proc/self/exe"), pidfd: -1}
-	a.cmd.Env = append(os.Environ(), roleEnv+"=actor")
+	a.cmd.Env = playing("actor")
 	a.cmd.Stderr = os.Stderr
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{
 		UseCgroupFD: true,
@@ -89,8 +89,24 @@ func (a *actor) stop() {
 		return
 	}
 	a.stdin.Close()
-	_ = a.cmd.Wait()
+	wait(a.t, a.cmd)
 	unix.Close(a.pidfd)
+}
+
+// wait waits for the end of a process that plays a role. It may have been killed,
+// but not have ended itself for something that it found: the race detector's status
+// is 66.
+func wait(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() > 0 {
+		t.Errorf("%s: %v", cmd.Env[len(cmd.Env)-1], err)
+	}
+}
+
+// playing is the environment of such a process: one that is killed some day has to
+// end when a race is found.
+func playing(role string) []string {
+	return append(os.Environ(), "GORACE=halt_on_error=1", roleEnv+"="+role)
 }
 
 // kill ends it as SIGKILL does.

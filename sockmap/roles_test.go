@@ -63,7 +63,7 @@ func (w *world) own(s State) (kill func()) {
 	}
 	defer dir.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleEnv+"=owner")
+	cmd.Env = playing("owner")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	in, err := cmd.StdinPipe()
@@ -82,7 +82,7 @@ func (w *world) own(s State) (kill func()) {
 		if !dead {
 			dead = true
 			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
+			wait(w.t, cmd)
 		}
 	}
 	w.t.Cleanup(kill)
