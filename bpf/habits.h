@@ -44,6 +44,16 @@ INLINE struct habit *make_habits(__u32 workload, __u32 service)
 		news_;                                               \
 	})
 
+/* The server's side has something to send. Its client must not see itself unanswered
+ * and leave, after this side has seen that it does not block: the exchange, whose
+ * result is used for that, is a full barrier. Kernels that splice know it (5.12). */
+INLINE void note_answer(__u32 *answered)
+{
+	__u32 before = __sync_fetch_and_or(answered, 1);
+
+	asm volatile("" ::"r"(before));
+}
+
 /* Whether anything of what came has been read. */
 INLINE int has_read(const struct tcp_sock *tcp)
 {

@@ -65,7 +65,7 @@ INLINE struct tcp_sock *other_end(struct hop_end *e)
 		struct hop *h = bpf_map_lookup_elem(&hops, &e->peer.client);
 
 		if (h && e->peer.side == SIDE_CLIENT)
-			__sync_fetch_and_add(&h->answered, 1); /* a full barrier: see leave_hop */
+			note_answer(&h->answered);
 		if (h)
 			e->to = h->sockets[e->peer.side & 1];
 	}

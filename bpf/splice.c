@@ -61,7 +61,7 @@ INLINE struct tcp_sock *other_end(struct splice *s)
 		struct direct *d = bpf_map_lookup_elem(&directs, &s->peer.client);
 
 		if (d && s->peer.side == SIDE_CLIENT)
-			__sync_fetch_and_add(&d->answered, 1); /* a full barrier: see leave_splice */
+			note_answer(&d->answered);
 		if (d)
 			s->to = d->sockets[s->peer.side & 1];
 	}

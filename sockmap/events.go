@@ -130,6 +130,7 @@ func (c *Capture) sweep(b *background) {
 func (c *Capture) readEvents(b *background) {
 	defer close(c.events)
 	var record ringbuf.Record
+	gone := make(map[uint32]bool) // workloads that lost a cgroup
 	for {
 		err := b.reader.ReadInto(&record)
 		if errors.Is(err, os.ErrClosed) {
@@ -139,10 +140,18 @@ func (c *Capture) readEvents(b *background) {
 			c.log.Error("read events", "error", err)
 			return
 		}
-		e, err := c.decode(record.RawSample)
+		e, err := c.decode(record.RawSample, gone)
 		if err != nil {
 			c.log.Error("take event", "error", err)
 			continue
+		}
+		// Many go at once when a slice does: all that is known is looked through
+		// once then.
+		if len(gone) > 0 && b.reader.AvailableBytes() == 0 {
+			if err := c.forgetReaders(gone); err != nil {
+				c.log.Error("forget readers", "error", err)
+			}
+			clear(gone)
 		}
 		select {
 		case c.events <- e:
@@ -152,7 +161,8 @@ func (c *Capture) readEvents(b *background) {
 	}
 }
 
-func (c *Capture) decode(sample []byte) (Event, error) {
+// decode adds to gone the workload of a cgroup that was removed.
+func (c *Capture) decode(sample []byte, gone map[uint32]bool) (Event, error) {
 	var raw bpf.CaptureEvent
 	if len(sample) < 4 {
 		return nil, io.ErrUnexpectedEOF
@@ -165,9 +175,7 @@ func (c *Capture) decode(sample []byte) (Event, error) {
 		return nil, err
 	}
 	if bpf.CaptureEventKind(raw.Kind) == bpf.CaptureEventKindEVENT_GONE {
-		if err := c.forgetReader(raw.Workload); err != nil {
-			return nil, err
-		}
+		gone[raw.Workload] = true
 	}
 	return c.event(&raw), nil
 }

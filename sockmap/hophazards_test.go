@@ -179,7 +179,7 @@ func TestHopReadsBothWays(t *testing.T) {
 func TestHopFirst(t *testing.T) {
 	w := newHopWorld(t)
 	w.mu.Lock()
-	err := w.forgetReader(w.names.byName[newEntity(kindWorkload, name("front"))])
+	err := w.forgetReaders(map[uint32]bool{w.names.byName[newEntity(kindWorkload, name("front"))]: true})
 	w.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)

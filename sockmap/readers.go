@@ -81,16 +81,16 @@ func (c *Capture) readers() ([]Reader, error) {
 	return list, nil
 }
 
-// forgetReader: the processes are gone by which a workload was known; others may
-// read otherwise.
-func (c *Capture) forgetReader(workload uint32) error {
+// forgetReaders: the processes are gone by which these workloads were known; others
+// may read otherwise.
+func (c *Capture) forgetReaders(workloads map[uint32]bool) error {
 	m := c.kernel.maps[bpf.CaptureMapHabits]
 	habits, err := contents[bpf.CaptureTrafficKey, bpf.CaptureHabit](m)
 	if err != nil {
 		return err
 	}
 	for k := range habits {
-		if k.Workload != workload {
+		if !workloads[k.Workload] {
 			continue
 		}
 		if err := m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

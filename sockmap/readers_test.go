@@ -28,7 +28,7 @@ func (w *splicing) forget(workload string) {
 	w.t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.forgetReader(w.names.byName[newEntity(kindWorkload, name(workload))]); err != nil {
+	if err := w.forgetReaders(map[uint32]bool{w.names.byName[newEntity(kindWorkload, name(workload))]: true}); err != nil {
 		w.t.Fatal(err)
 	}
 }
