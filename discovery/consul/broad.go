@@ -34,8 +34,15 @@ const (
 // entryKinds are the configuration entries that chains follow from, or that
 // say something themselves.
 var entryKinds = []string{
-	"service-resolver", "service-splitter", "service-router", "service-defaults", "proxy-defaults", "mesh",
+	"service-resolver", "service-splitter", "service-router", kindServiceDefaults, kindProxyDefaults, kindMesh,
 }
+
+// The kinds that say something about the services here, too.
+const (
+	kindServiceDefaults = "service-defaults"
+	kindProxyDefaults   = "proxy-defaults"
+	kindMesh            = "mesh"
+)
 
 // firstWords are the queries that a first view waits for.
 var firstWords = func() []string {
@@ -321,7 +328,11 @@ func (r *run) takeEntries(kind string, list []configEntry) {
 	}
 	r.changed = true
 	r.planned = false // an entry makes a service known that has no instance
-	everything := kind == "proxy-defaults" || kind == "mesh"
+	for n := range touched {
+		old, e := before[n], next[n]
+		r.services.stale = r.services.stale || !sameGateways(&old, &e)
+	}
+	everything := kind == kindProxyDefaults || kind == kindMesh
 	for _, c := range r.chains {
 		if everything || c.concerns(touched) {
 			r.fetches.chain(c)

@@ -78,7 +78,7 @@ func (r *run) preferred() map[*targetState]bool {
 	for _, n := range r.services.names {
 		add(chainKey{name: n})
 		for _, u := range r.services.upstreams[n] {
-			add(u.key(r.home))
+			add(r.key(&u))
 		}
 	}
 	return out

@@ -95,13 +95,13 @@ func (r *run) build(c *chainState) {
 	if c.compiled == nil {
 		// Nobody may read it, or not yet. A service here takes what arrives
 		// all the same.
-		if c.key.datacenter == "" && len(r.services.of[c.key.name]) > 0 {
+		if c.key.shared() && len(r.services.of[c.key.name]) > 0 {
 			c.built = &mesh.Service{Name: c.key.meshName(), Ports: []mesh.Port{{Protocol: mesh.ProtocolTCP}}, Hostnames: r.hostnames(c.key)}
 		}
 	} else {
 		c.built, c.warnings = r.service(c.key, c.compiled)
 	}
-	if c.built != nil && c.key.datacenter == "" {
+	if c.built != nil && c.key.shared() {
 		built, err := r.localEndpoints(c.built, r.services.of[c.key.name])
 		if err != nil {
 			c.warnings = append(c.warnings, err.Error())
@@ -118,11 +118,11 @@ func (r *run) base(n mesh.Name) mesh.Workload {
 	if c := r.configured(n); c != nil {
 		w.MTLSPort = c.Port
 	}
-	mode := cmp.Or(r.entries["service-defaults"][n].MutualTLSMode, r.entries["proxy-defaults"][globalEntry].MutualTLSMode)
+	mode := cmp.Or(r.entries[kindServiceDefaults][n].MutualTLSMode, r.entries[kindProxyDefaults][globalEntry].MutualTLSMode)
 	if mode == string(mesh.InboundPermissive) && w.Inbound == mesh.InboundStrict {
 		w.Inbound = mesh.InboundPermissive
 	}
-	for _, e := range r.entries["mesh"] { // there is one
+	for _, e := range r.entries[kindMesh] { // there is one
 		if e.TransparentProxy.MeshDestinationsOnly {
 			w.Egress = mesh.EgressRegisteredOnly
 		}

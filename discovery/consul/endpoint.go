@@ -21,6 +21,7 @@ type translation struct {
 	domain      string // Consul's DNS domain
 	hbone       uint16 // this node's own port
 	locals      map[string]*local
+	gateways    map[mesh.Name]string // how services are reached by their names
 	instances   func(targetKey) []instance
 }
 

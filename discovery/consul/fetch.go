@@ -20,6 +20,7 @@ import (
 // chainState is a chain that is wanted.
 type chainState struct {
 	key      chainKey
+	gateway  string // how targets elsewhere are reached; empty: as they say
 	compiled *chain
 	targets  []*targetState
 	tried    bool
@@ -232,6 +233,7 @@ func (r *run) takeChain(c *chainState, compiled *chain, err error) {
 	}
 	r.worked(queryChains)
 	r.worked(c.query())
+	compiled.override(c.gateway)
 	c.compiled = compiled
 	var next []*targetState
 	for _, t := range compiled.Targets {

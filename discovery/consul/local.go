@@ -3,12 +3,10 @@
 package consul
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -62,79 +60,6 @@ func byName(locals map[string]*local) (names []mesh.Name, of map[mesh.Name][]*lo
 	return slices.SortedFunc(maps.Keys(of), mesh.Name.Compare), of
 }
 
-// upstreams are the explicit ones of a service: those of its proxies'
-// registrations with the local agent, and the configured ones, which win.
-func upstreams(instances []*local, all map[string]*agentService, configured []Upstream) (out []Upstream, warnings []string) {
-	out = slices.Clone(configured)
-	taken := make(map[netip.AddrPort]bool)
-	for _, u := range configured {
-		taken[u.Listen] = true
-	}
-	for _, id := range slices.Sorted(maps.Keys(all)) {
-		p := all[id]
-		if p.Kind != kindConnectProxy || p.Proxy == nil || !frontsAny(p, instances) {
-			continue
-		}
-		for i := range p.Proxy.Upstreams {
-			u, why := upstreamOf(&p.Proxy.Upstreams[i])
-			switch {
-			case why != "":
-				warnings = append(warnings, fmt.Sprintf("upstream %s of %s is refused: %s", p.Proxy.Upstreams[i].DestinationName, id, why))
-			case !taken[u.Listen]:
-				taken[u.Listen] = true
-				out = append(out, u)
-			}
-		}
-	}
-	return out, warnings
-}
-
-func frontsAny(p *agentService, instances []*local) bool {
-	return slices.ContainsFunc(instances, func(l *local) bool {
-		return p.Proxy.DestinationServiceID == l.ID ||
-			p.Proxy.DestinationServiceID == "" && p.Proxy.DestinationServiceName == l.Service
-	})
-}
-
-func upstreamOf(u *agentUpstream) (Upstream, string) {
-	switch {
-	case u.DestinationType != "" && u.DestinationType != "service":
-		return Upstream{}, "its destination is a " + strings.ReplaceAll(u.DestinationType, "_", " ") + ", not a service"
-	case u.DestinationPeer != "":
-		return Upstream{}, "it is a service of cluster peer " + u.DestinationPeer
-	case cmp.Or(u.DestinationPartition, standard) != standard:
-		return Upstream{}, "it is in partition " + u.DestinationPartition
-	case u.LocalBindSocketPath != "":
-		return Upstream{}, "it listens on unix socket " + u.LocalBindSocketPath
-	case u.LocalBindPort == 0:
-		return Upstream{}, "it has no local_bind_port"
-	case u.Datacenter != "" && u.MeshGateway.through():
-		return Upstream{}, "datacenter " + u.Datacenter + " is reached by mesh gateways"
-	}
-	address, err := netip.ParseAddr(cmp.Or(u.LocalBindAddress, "127.0.0.1"))
-	if err != nil {
-		return Upstream{}, fmt.Sprintf("its local_bind_address %q is no IP address", u.LocalBindAddress)
-	}
-	if address.IsUnspecified() {
-		// The application dials loopback; nobody else may use it.
-		address = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	return Upstream{
-		Listen:     netip.AddrPortFrom(address, asPort(u.LocalBindPort)),
-		Service:    mesh.Name{Namespace: u.DestinationNamespace, Name: u.DestinationName}.Canonical(),
-		Datacenter: u.Datacenter,
-	}, ""
-}
-
-// key is the chain that an upstream leads to.
-func (u *Upstream) key(home location) chainKey {
-	k := chainKey{name: u.Service.Canonical(), datacenter: u.Datacenter}
-	if k.datacenter == home.datacenter {
-		k.datacenter = ""
-	}
-	return k
-}
-
 // workload is what a local service is to this node.
 func (x *translation) workload(n mesh.Name, base mesh.Workload, ups []Upstream, selectors []mesh.Selector) (*mesh.Workload, error) {
 	w := base
@@ -145,7 +70,7 @@ func (x *translation) workload(n mesh.Name, base mesh.Workload, ups []Upstream, 
 	}
 	w.Selectors = selectors
 	for _, u := range ups {
-		w.Upstreams = append(w.Upstreams, mesh.Upstream{Listen: u.Listen, Service: u.key(x.home).meshName()})
+		w.Upstreams = append(w.Upstreams, mesh.Upstream{Listen: u.Listen, Service: x.key(&u).meshName()})
 	}
 	return &w, nil
 }

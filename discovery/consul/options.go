@@ -87,6 +87,8 @@ type Upstream struct {
 	Listen     netip.AddrPort
 	Service    mesh.Name
 	Datacenter string // empty: the agent's
+
+	gateway string // how it is reached elsewhere; empty: as its targets say
 }
 
 // Listener is a socket that listens.

@@ -23,6 +23,7 @@ type localIndex struct {
 	names     []mesh.Name
 	of        map[mesh.Name][]*local
 	upstreams map[mesh.Name][]Upstream
+	gateways  map[mesh.Name][]string // modes that proxies are registered with
 	selectors map[mesh.Name][]mesh.Selector
 	warnings  []string
 	// waiting: a service here has nobody listening whom it could be matched
@@ -52,12 +53,14 @@ func (r *run) indexLocal(ctx context.Context) {
 	before := s.names
 	s.names, s.of = byName(r.locals)
 	s.upstreams = make(map[mesh.Name][]Upstream, len(s.names))
+	s.gateways = make(map[mesh.Name][]string)
 	for _, n := range s.names {
 		var configured []Upstream
 		if c := r.configured(n); c != nil {
 			configured = c.Upstreams
 		}
-		ups, w := upstreams(s.of[n], r.all, configured)
+		s.gateways[n] = registeredGateways(s.of[n], r.all, r.self.Name)
+		ups, w := r.upstreams(n, s.of[n], configured)
 		s.upstreams[n] = ups
 		s.warnings = append(s.warnings, w...)
 	}
@@ -82,12 +85,34 @@ func (r *run) plan(ctx context.Context) {
 	if len(r.services.names) > 0 && (!r.heard[queryTo] || !r.heard[queryFrom]) || !r.heard[queryNames] {
 		return
 	}
+	wanted := r.wanted()
+	for k := range wanted {
+		c := r.chains[k]
+		gateway := r.gatewayOf(k)
+		switch {
+		case c == nil:
+			c = &chainState{key: k, gateway: gateway, dirty: true}
+			r.chains[k] = c
+		case c.gateway == gateway:
+			continue
+		}
+		c.gateway = gateway
+		r.fetches.chain(c)
+	}
+	for k, c := range r.chains {
+		if !wanted[k] {
+			r.dropChain(c)
+		}
+	}
+	r.planned, r.changed = true, true
+}
+
+// wanted are the chains to have, those that explicit upstreams lead to when it is
+// settled how the others reach theirs.
+func (r *run) wanted() map[chainKey]bool {
 	wanted := make(map[chainKey]bool)
 	for _, n := range r.services.names {
 		wanted[chainKey{name: n}] = true
-		for _, u := range r.services.upstreams[n] {
-			wanted[u.key(r.home)] = true
-		}
 	}
 	if r.opts.Reach == ReachPermitted {
 		for n := range r.known() {
@@ -96,19 +121,13 @@ func (r *run) plan(ctx context.Context) {
 			}
 		}
 	}
-	for k := range wanted {
-		if r.chains[k] == nil {
-			c := &chainState{key: k, dirty: true}
-			r.chains[k] = c
-			r.fetches.chain(c)
+	r.shareGateways(wanted)
+	for _, n := range r.services.names {
+		for _, u := range r.services.upstreams[n] {
+			wanted[r.key(&u)] = true
 		}
 	}
-	for k, c := range r.chains {
-		if !wanted[k] {
-			r.dropChain(c)
-		}
-	}
-	r.planned, r.changed = true, true
+	return wanted
 }
 
 // known are the services that exist: with instances, or by configuration

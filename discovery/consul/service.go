@@ -15,14 +15,23 @@ import (
 type chainKey struct {
 	name       mesh.Name
 	datacenter string // empty: the agent's
+	// gateway is how some upstreams want it reached elsewhere; empty: as all
+	// that dial it by its name.
+	gateway string
 }
 
-// meshName is the service's within the mesh. Consul allows no "@" in names of
-// its own that DNS can ask for.
+// shared is the chain of a service under its own name.
+func (k chainKey) shared() bool { return k.datacenter == "" && k.gateway == "" }
+
+// meshName is the service's within the mesh. Consul allows no "@" and no "~" in
+// names of its own that DNS can ask for.
 func (k chainKey) meshName() mesh.Name {
 	n := k.name.Canonical()
 	if k.datacenter != "" {
 		n.Name += "@" + k.datacenter
+	}
+	if k.gateway != "" {
+		n.Name += "~" + k.gateway
 	}
 	return n
 }
@@ -51,7 +60,9 @@ func (x *translation) service(k chainKey, c *chain) (*mesh.Service, []string) {
 		s.ConnectTimeout = resolver.Resolver.ConnectTimeout.duration()
 		s.Balance = balanceOf(resolver.LoadBalancer)
 	}
-	s.VirtualIPs = x.virtualIPs(c)
+	if k.gateway == "" {
+		s.VirtualIPs = x.virtualIPs(c)
+	}
 	s.Endpoints = distinct(s.Endpoints)
 	s.Routing = x.routing(c)
 	return s, warnings
@@ -162,7 +173,7 @@ func (x *translation) virtualIPs(c *chain) (out []netip.Addr) {
 // to an address. (developer.hashicorp.com/consul/docs/services/discovery/dns-static-lookups)
 func (x *translation) hostnames(k chainKey) []string {
 	n, d := k.name.Canonical(), x.domain
-	if d == "" {
+	if d == "" || k.gateway != "" || k.datacenter != "" && through(x.gateways[k.name]) {
 		return nil
 	}
 	dc := cmp.Or(k.datacenter, x.home.datacenter)

@@ -381,7 +381,8 @@ func TestUpstreams(t *testing.T) {
 		}
 	}
 	configured := []Upstream{{Listen: netip.MustParseAddrPort("127.0.0.1:9192"), Service: mesh.ParseName("mine")}}
-	got, warnings := upstreams(web, proxy(
+	r := &run{translation: translation{home: location{datacenter: "dc1", partition: standard}}}
+	r.all = proxy(
 		agentUpstream{DestinationName: "db", LocalBindPort: 9191},
 		agentUpstream{DestinationName: "other", LocalBindPort: 9192},
 		agentUpstream{DestinationName: "far", LocalBindPort: 9193, Datacenter: "dc2", LocalBindAddress: "127.0.0.2"},
@@ -390,12 +391,15 @@ func TestUpstreams(t *testing.T) {
 		agentUpstream{DestinationName: "p", DestinationPeer: "east", LocalBindPort: 9196},
 		agentUpstream{DestinationName: "s", LocalBindSocketPath: "/run/s"},
 		agentUpstream{DestinationName: "g", LocalBindPort: 9197, Datacenter: "dc2", MeshGateway: gatewayMode{"local"}},
-	), configured)
+		agentUpstream{DestinationName: "here", LocalBindPort: 9198, Datacenter: "dc1", MeshGateway: gatewayMode{"local"}},
+		agentUpstream{DestinationName: "*", MeshGateway: gatewayMode{"local"}}, // as the agent shows what entries say
+	)
+	got, warnings := r.upstreams(mesh.ParseName("web"), web, configured)
 	var lines []string
 	for _, u := range got {
-		lines = append(lines, fmt.Sprintf("%s %s", u.Listen, u.key(location{datacenter: "dc1"}).meshName()))
+		lines = append(lines, fmt.Sprintf("%s %s", u.Listen, r.key(&u).meshName()))
 	}
-	want := []string{"127.0.0.1:9192 mine", "127.0.0.1:9191 db", "127.0.0.2:9193 far@dc2", "127.0.0.1:9194 dev/team"}
+	want := []string{"127.0.0.1:9192 mine", "127.0.0.1:9191 db", "127.0.0.2:9193 far@dc2", "127.0.0.1:9194 dev/team", "127.0.0.1:9198 here~local"}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("upstreams (-want +got):\n%s", diff)
 	}

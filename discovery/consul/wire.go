@@ -101,6 +101,7 @@ type agentProxy struct {
 	LocalServiceAddress    string
 	LocalServicePort       int
 	Mode                   string
+	MeshGateway            gatewayMode
 	Upstreams              []agentUpstream
 }
 
@@ -116,11 +117,6 @@ type agentUpstream struct {
 	LocalBindSocketPath  string
 	MeshGateway          gatewayMode
 }
-
-type gatewayMode struct{ Mode string }
-
-// through reports whether targets elsewhere are to be reached by a gateway.
-func (m gatewayMode) through() bool { return m.Mode == "local" || m.Mode == "remote" }
 
 // intention is what matters of one.
 type intention struct {
@@ -259,7 +255,12 @@ type configEntry struct {
 	Protocol              string
 	MutualTLSMode         string
 	TransparentProxy      struct{ MeshDestinationsOnly bool }
-	Config                map[string]any
+	MeshGateway           gatewayMode
+	UpstreamConfig        *struct {
+		Defaults  *upstreamConfig
+		Overrides []upstreamConfig
+	}
+	Config map[string]any
 }
 
 // agentSelf is /v1/agent/self.
