@@ -82,8 +82,10 @@ func (r *run) view() discovery.Update {
 		u.Policies = append(u.Policies, list...)
 		u.Warnings = append(u.Warnings, warnings...)
 	}
-	for _, what := range slices.Sorted(maps.Keys(r.denied)) {
-		u.Warnings = append(u.Warnings, what+": "+r.denied[what])
+	for _, m := range []map[string]string{r.denied, r.partial} {
+		for _, what := range slices.Sorted(maps.Keys(m)) {
+			u.Warnings = append(u.Warnings, what+": "+m[what])
+		}
 	}
 	return u
 }

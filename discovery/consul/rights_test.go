@@ -4,7 +4,9 @@ package consul_test
 
 import (
 	"bytes"
+	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/meshproxy/meshproxy/discovery"
+	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	peer "github.com/meshproxy/meshproxy/tests/peers/consul"
 )
@@ -65,6 +68,8 @@ func TestDefaultDeny(t *testing.T) {
 func TestMissingRights(t *testing.T) {
 	s := peer.Start(t, peer.Options{Dev: true, Node: "n1", ACLDefaultDeny: true})
 	s.Register(t, &api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 8080})
+	register(t, s, "n2", "10.0.0.2", "db", 5432, nil)
+	s.Intend(t, "web", "db", api.IntentionActionAllow)
 	for _, tt := range []struct {
 		name, rules string
 		want        []string
@@ -82,11 +87,23 @@ func TestMissingRights(t *testing.T) {
 			"cannot ask the agent", `service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }`,
 			[]string{`agent "n1" { policy = "read" }`},
 		},
+		{
+			"cannot read nodes", `service_prefix "" { policy = "write" } agent_prefix "" { policy = "read" }`,
+			[]string{`node_prefix "" { policy = "read" }`},
+		},
+		{
+			"cannot read a service",
+			`service_prefix "" { policy = "read" } service_prefix "web" { policy = "write" } service "db" { policy = "deny" } node_prefix "" { policy = "read" } agent_prefix "" { policy = "read" }`,
+			[]string{`service "db" { policy = "read" }`, `service_prefix "" { policy = "read" }`},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := optionsFor(t, s, s.Token(t, tt.rules).SecretID)
+			o.Services = []consul.Service{{Name: mesh.Name{Name: "web"}.Canonical(), Upstreams: []consul.Upstream{
+				{Listen: netip.MustParseAddrPort("127.0.0.1:9191"), Service: mesh.Name{Name: "db"}.Canonical()},
+			}}}
 			var said record
-			o.Logger = slog.New(slog.NewTextHandler(&said, nil))
+			o.Logger = slog.New(slog.NewTextHandler(io.MultiWriter(&said, t.Output()), nil))
 			f := start(t, o)
 			u := f.until("the warnings", func(u discovery.Update, err error) bool {
 				text := strings.Join(u.Warnings, "\n")

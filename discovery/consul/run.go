@@ -56,6 +56,7 @@ type run struct {
 	heard    map[string]bool // queries that have been answered or denied
 	failing  map[string]error
 	denied   map[string]string // what the token may not do, by query
+	partial  map[string]string // what it may see only some of, by query
 	reported string            // the failure that was handed over last
 	changed  bool              // something is to be handed over
 	news     bool              // whether the agent can be read is
@@ -70,7 +71,7 @@ func newRun(s *Source, updates chan<- discovery.Update) *run {
 		events: make(chan func(), 64), kick: make(chan struct{}, 1),
 		chains: make(map[chainKey]*chainState), targets: make(map[targetKey]*targetState),
 		entries: make(map[string]map[mesh.Name]configEntry),
-		heard:   make(map[string]bool), failing: make(map[string]error), denied: make(map[string]string),
+		heard:   make(map[string]bool), failing: make(map[string]error), denied: make(map[string]string), partial: make(map[string]string),
 		unreadable: make(map[mesh.Name]bool), last: s.last,
 	}
 	r.translation = translation{
@@ -193,9 +194,11 @@ func (r *run) forget(what string) {
 		delete(r.failing, what)
 		r.news = true
 	}
-	if _, ok := r.denied[what]; ok {
-		delete(r.denied, what)
-		r.changed = true
+	for _, m := range []map[string]string{r.denied, r.partial} {
+		if _, ok := m[what]; ok {
+			delete(m, what)
+			r.changed = true
+		}
 	}
 }
 
@@ -229,18 +232,19 @@ func (r *run) deny(what string, err error) {
 	}
 }
 
-// lacks notes rows that the ACLs left out of an answer without a word.
+// lacks notes rows that the ACLs left out of an answer without a word. It holds
+// until an answer is whole: that the next one is the same says nothing.
 func (r *run) lacks(what, rule string, filtered bool) {
 	if !filtered {
-		if _, ok := r.denied[what]; ok {
-			delete(r.denied, what)
+		if _, ok := r.partial[what]; ok {
+			delete(r.partial, what)
 			r.changed = true
 		}
 		return
 	}
 	text := "the ACLs left something out of the answer; the token may lack the rule " + rule
-	if r.denied[what] != text {
-		r.denied[what] = text
+	if r.partial[what] != text {
+		r.partial[what] = text
 		r.changed = true
 		r.log.Warn("Consul's ACLs leave something out of an answer", "query", what, "missing_rule", rule)
 	}
