@@ -31,48 +31,72 @@ func TestRowsAreListed(t *testing.T) {
 		Name: "ill", Port: 7999, Check: &api.AgentServiceCheck{CheckID: "ill", TTL: "1h", Status: api.HealthCritical},
 	})
 	o := optionsFor(t, agent, "")
-	o.InboundPort = listening(t)
+	o.InboundPort, _ = listening(t)
 	f := start(t, o)
 
-	health := server.Client().Health()
-	await := func(name string, passing bool) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), within)
-		defer cancel()
-		err := testnet.Until(ctx, func() error {
-			rows, _, err := health.Connect(name, "", false, (&api.QueryOptions{}).WithContext(ctx))
-			if err != nil || len(rows) != 1 {
-				return errors.Join(err, fmt.Errorf("%d rows", len(rows)))
-			}
-			if is := rows[0].Checks.AggregatedStatus(); (is == api.HealthPassing) != passing {
-				return fmt.Errorf("it is %s", is)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatalf("row of %s: %v", name, err)
-		}
-	}
 	for _, name := range names {
-		await(name, true)
+		awaitRow(t, server, name, api.HealthPassing)
 	}
-	await("ill", false)
+	awaitRow(t, server, "ill", api.HealthCritical)
 	if err := agent.Client().Agent().UpdateTTL("ill", "", api.HealthPassing); err != nil {
 		t.Fatal(err)
 	}
-	await("ill", true)
+	awaitRow(t, server, "ill", api.HealthPassing)
 	if u, err := f.now(); err != nil || len(u.Warnings) > 0 {
 		t.Errorf("warnings %q, error %v", u.Warnings, err)
 	}
 }
 
-// listening is a port at which somebody is.
-func listening(t *testing.T) uint16 {
+// TestDeadNode: where nobody listens any more at the port of the rows, they are
+// critical, however healthy the services behind them are.
+func TestDeadNode(t *testing.T) {
+	t.Parallel()
+	s := consul.Start(t, consul.Options{Dev: true, Node: "n1"})
+	s.Register(t, &api.AgentServiceRegistration{
+		Name: "web", Port: 8080, Check: &api.AgentServiceCheck{TTL: "1h", Status: api.HealthPassing},
+	})
+	o := optionsFor(t, s, "")
+	var end func() error
+	o.InboundPort, end = listening(t)
+	start(t, o)
+	awaitRow(t, s, "web", api.HealthPassing)
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	awaitRow(t, s, "web", api.HealthCritical)
+	entries, _, err := s.Client().Health().Service("web", "", true, (&api.QueryOptions{}).WithContext(t.Context()))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("%d instances of the service pass, want 1; %v", len(entries), err)
+	}
+}
+
+// awaitRow waits until there is one row of a service, in a state.
+func awaitRow(t *testing.T, s *consul.Server, name, state string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	err := testnet.Until(ctx, func() error {
+		rows, _, err := s.Client().Health().Connect(name, "", false, (&api.QueryOptions{}).WithContext(ctx))
+		if err != nil || len(rows) != 1 {
+			return errors.Join(err, fmt.Errorf("%d rows", len(rows)))
+		}
+		if is := rows[0].Checks.AggregatedStatus(); is != state {
+			return fmt.Errorf("it is %s, want %s", is, state)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("row of %s: %v", name, err)
+	}
+}
+
+// listening is a port at which somebody is, until the end.
+func listening(t *testing.T) (port uint16, end func() error) {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	return uint16(l.Addr().(*net.TCPAddr).Port)
+	return uint16(l.Addr().(*net.TCPAddr).Port), l.Close
 }
