@@ -213,6 +213,9 @@ func TestManyWorkloads(t *testing.T) {
 	if most > Connections {
 		t.Errorf("%d connections to the agent, at most %d", most, Connections)
 	}
+	if f.log.has("ate limit") { // "Rate limit reached" is the CA's, "rate limit exceeded" the agent's
+		t.Errorf("more was asked for than is given:\n%s", f.log.text.String())
+	}
 	if p := f.Summary().Problems; len(p) > 0 {
 		t.Errorf("problems %q", p)
 	}
