@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"testing"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 
@@ -153,11 +154,7 @@ func TestConsulNodes(t *testing.T) {
 			c, s := k.open(t)
 			pass(t, c, s, "hello")
 			l.server.Intend(l, "front", map[string]string{"hbone": "web", "mtls": "api"}[path], consulapi.IntentionActionDeny)
-			for _, end := range []net.Conn{c, s} {
-				if _, err := end.Read(make([]byte, 1)); err == nil {
-					t.Errorf("%s is still open", path)
-				}
-			}
+			expectCut(t, path, time.Now(), c, s)
 		}
 	})
 }

@@ -5,14 +5,17 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
+	"github.com/meshproxy/meshproxy/tests/workload"
 )
 
 // newConsulServices is a lab in which all that the nodes know comes from
@@ -127,20 +130,16 @@ func TestConsulServices(t *testing.T) {
 	})
 	t.Run("intentions", func(t *testing.T) {
 		l := l.in(t)
-		held := l.background(a, "client", "hold", "-address", "127.0.0.1:9191", "-connections", "1")
+		held, others := l.hold(a, "client", "127.0.0.1:9191", 1), l.hold(a, "other", "127.0.0.1:9191", 1)
 		l.agents["a"].Intend(t, "client", "far", consulapi.IntentionActionDeny)
-		l.eventually("the open connection is closed", func() error {
-			lines, _ := held.Stdout().Lines(0)
-			if !slices.ContainsFunc(lines, func(s string) bool { return strings.Contains(s, `"ended"`) }) {
-				return fmt.Errorf("it said %q", lines)
-			}
-			return nil
-		})
+		l.cut(held, time.Now())
 		d := l.dial(a, "client", "-address", "127.0.0.1:9191", "-send", "hello")
 		if d.OK {
 			t.Error("a denied client gets an answer")
 		}
 		l.reaches(a, "other", "far.virtual.consul:80", "far")
+		l.awaitHeld(others, workload.HeldAnswered, 1) // and no more became of it
+		must(t, others.Stop(l.ctx()))
 		l.agents["a"].Intend(t, "client", "far", consulapi.IntentionActionAllow)
 		l.reaches(a, "client", "127.0.0.1:9191", "far")
 	})
@@ -154,6 +153,31 @@ func TestConsulServices(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("leave", func(t *testing.T) {
+		l := l.in(t)
+		if got := l.registered("b"); !slices.Equal(got, []string{"far", "far-meshproxy"}) {
+			t.Errorf("the agent has %q, want far and its row", got)
+		}
+		must(t, l.nodes["b"].Leave(l.ctx()))
+		if got := l.registered("b"); !slices.Equal(got, []string{"far"}) {
+			t.Errorf("after leaving, the agent has %q, want far", got)
+		}
+		l.eventually("no way to far", func() error {
+			rows, _, err := l.server.Client().Health().Connect("far", "", false, (&consulapi.QueryOptions{}).WithContext(l.ctx()))
+			if err == nil && len(rows) > 0 {
+				err = fmt.Errorf("%d of them", len(rows))
+			}
+			return err
+		})
+	})
+}
+
+// registered are the ids of the services that the agent of a host has.
+func (l *consulLab) registered(host string) []string {
+	l.Helper()
+	services, err := l.agents[host].Client().Agent().ServicesWithFilterOpts("", (&consulapi.QueryOptions{}).WithContext(l.ctx()))
+	must(l.T, err)
+	return slices.Sorted(maps.Keys(services))
 }
 
 // TestConsulAway: Consul is gone, a node is restarted meanwhile, and what it

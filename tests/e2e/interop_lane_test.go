@@ -216,6 +216,21 @@ func expectEnd(t *testing.T, c net.Conn) {
 	}
 }
 
+// expectCut waits for the end, orderly or not, of what nobody but a node would
+// end, and says how long after the reason it came.
+func expectCut(t *testing.T, what string, since time.Time, ends ...net.Conn) {
+	t.Helper()
+	for _, end := range ends {
+		if err := end.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := end.Read(make([]byte, 1)); err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: read: %v, want the end or a reset", what, err)
+		}
+	}
+	t.Logf("%s was closed after %v", what, time.Since(since).Round(time.Millisecond))
+}
+
 // reset resets one end and expects it at the other; soft accepts an orderly end
 // as well.
 func reset(t *testing.T, from, to *net.TCPConn, soft bool) {

@@ -106,11 +106,7 @@ func TestLines(t *testing.T) {
 		pass(t, c, s, "hello")
 		denied := strings.ReplaceAll(l.mesh, "action: allow", "action: deny")
 		l.writeMesh(denied)
-		for _, end := range []net.Conn{c, s} {
-			if _, err := end.Read(make([]byte, 1)); err == nil {
-				t.Error("still open")
-			}
-		}
+		expectCut(t, "the connection", time.Now(), c, s)
 		d := l.dial(b, "front", "-address", "web:80", "-send", "hello")
 		if d.OK {
 			t.Error("a denied client gets an answer")

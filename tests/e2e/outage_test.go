@@ -145,6 +145,17 @@ func (l *lab) hold(where place, cgroup, address string, n int) *testnet.Process 
 	return p
 }
 
+// cut waits until the connection of a "hold" was closed by its other end, and
+// says how long after the reason that was.
+func (l *lab) cut(p *testnet.Process, reason time.Time) {
+	l.Helper()
+	l.awaitHeld(p, workload.HeldEnded, 1)
+	if _, errors := held(p); errors["EOF"]+errors["ECONNRESET"] != 1 {
+		l.Errorf("%s: %v, want the end or a reset", p.Name(), errors)
+	}
+	l.Logf("%s: closed after %v", p.Name(), time.Since(reason).Round(time.Millisecond))
+}
+
 // What a client sees of a connection that is refused in the kernel, and of one
 // that the proxy took and could not bring anywhere: its reset may be noticed by
 // any call.

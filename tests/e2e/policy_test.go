@@ -107,7 +107,7 @@ func TestPolicyChangeClosesConnections(t *testing.T) {
 	l := newLab(t, policyMesh+allowAll, "a", "b")
 	l.policyHosts()
 	a := l.net.Host("a")
-	calls := map[string]*testnet.Process{}
+	calls, idle := map[string]*testnet.Process{}, map[string]*testnet.Process{}
 	for _, from := range []string{"good", "bad"} {
 		for _, to := range []string{"near", "far"} {
 			p, err := a.Start(testnet.Command{
@@ -117,7 +117,7 @@ func TestPolicyChangeClosesConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			calls[from+" "+to] = p
+			calls[from+" "+to], idle[from+" "+to] = p, l.hold(a, from, to+":80", 1)
 			if _, err := p.Stdout().WaitLine(l.ctx(), succeeded); err != nil {
 				t.Fatalf("%s to %s: %v: %s%s", from, to, err, p.Stdout(), p.Stderr())
 			}
@@ -132,6 +132,7 @@ func TestPolicyChangeClosesConnections(t *testing.T) {
 		// The time of the change of the file is included, and the report's
 		// interval.
 		t.Logf("bad to %s was cut after %v", to, time.Since(changed))
+		l.cut(idle["bad "+to], changed)
 	}
 	for _, to := range []string{"near", "far"} {
 		p := calls["good "+to]
@@ -151,6 +152,7 @@ func TestPolicyChangeClosesConnections(t *testing.T) {
 				t.Errorf("good to %s was disturbed: %s", to, line)
 			}
 		}
+		l.awaitHeld(idle["good "+to], workload.HeldAnswered, 1)
 	}
 }
 
