@@ -68,7 +68,7 @@ func parseFlags() options {
 	flag.DurationVar(&o.quiet, "quiet", 0, "window without changes among them, instead of the plan's")
 	flag.StringVar(&o.part, "part", "nodes,local", "what to measure, separated by commas: nodes, local, consul")
 	flag.StringVar(&o.peers, "peers", "", "only these, separated by commas")
-	flag.StringVar(&o.probes, "probes", "", "only these probes of a peer, separated by commas: up, down, ping 1, ping 32, connections; rest is what is measured beside them. Writes no files unless -out is given")
+	flag.StringVar(&o.probes, "probes", "", "only these probes of a peer, separated by commas: up, down, ping 1, ping 32, connections, local_ping_64 and other figures of the local path; rest is what is measured beside them. Writes no files unless -out is given")
 	flag.DurationVar(&o.length, "window", 0, "how long each probe measures, instead of the plan's")
 	flag.StringVar(&o.product, "meshproxy", "bin/meshproxy", "the binary to measure")
 	flag.StringVar(&o.out, "out", "", "directory of the repository, where the results are written (default . without -quick)")

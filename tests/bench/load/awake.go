@@ -25,14 +25,24 @@ func CPUs() ([]int, error) {
 	return all, nil
 }
 
+// stayOn binds the calling thread to a processor, or to several.
+func stayOn(cpus ...int) error {
+	var set unix.CPUSet
+	for _, cpu := range cpus {
+		set.Set(cpu)
+	}
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("stay on processors %v: %w", cpus, err)
+	}
+	return nil
+}
+
 // KeepAwake keeps a processor from halting, for ever: it runs when nobody else
 // wants to (SCHED_IDLE). It calls ready when it does.
 func KeepAwake(cpu int, ready func()) error {
 	runtime.LockOSThread()
-	var set unix.CPUSet
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("stay on processor %d: %w", cpu, err)
+	if err := stayOn(cpu); err != nil {
+		return err
 	}
 	idle := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
 	if err := unix.SchedSetAttr(0, &idle, 0); err != nil {

@@ -25,19 +25,22 @@ type Pairs struct {
 	Size int
 	// Count of connections at any time.
 	Count int
+	// CPUs is how many processors the client and the server have: 1 for both,
+	// 2, one each, or 0 when the scheduler decides.
+	CPUs int
 	// Blocking has a single ping wait inside of read(2).
 	Blocking bool
 }
 
-// headerSize: what is wanted, and the size.
-const headerSize = 5
+// headerSize: what is wanted, the size, and how many processors.
+const headerSize = 6
 
 func (p Pairs) header() []byte {
 	op := byte(opEcho)
 	if p.Kind == "stream" {
 		op = opSink
 	}
-	return binary.LittleEndian.AppendUint32([]byte{op}, uint32(p.Size))
+	return append(binary.LittleEndian.AppendUint32([]byte{op}, uint32(p.Size)), byte(p.CPUs))
 }
 
 // Run measures. Streams count bytes, the others round trips or connections.
@@ -46,7 +49,13 @@ func (p Pairs) Run(w Window) (Result, error) {
 	defer runtime.UnlockOSThread()
 	c := &pairs{Pairs: p, ends: make(map[int32]*pairEnd), message: make([]byte, headerSize+p.Size), buf: make([]byte, p.Size)}
 	copy(c.message, p.header())
-	var err error
+	cpus, err := CPUs()
+	if err == nil && p.CPUs > 0 {
+		err = stayOn(cpus[0])
+	}
+	if err != nil {
+		return Result{}, err
+	}
 	if c.family, c.sa, err = sockaddrOf(p.Address); err != nil {
 		return Result{}, err
 	}

@@ -31,12 +31,15 @@ type pairServer struct {
 	listeners map[int]bool
 	conns     map[int]*pairConn
 	buf       []byte
+	cpus      []int // that it may run on
+	on        int   // how many are its own and the client's, see Pairs.CPUs
 }
 
 type pairConn struct {
 	header  []byte
 	stream  bool
 	size    int
+	cpus    int
 	have    int
 	pending []byte // not yet written
 }
@@ -47,6 +50,9 @@ func ServePairs(addresses []string, ready func()) error {
 	runtime.LockOSThread()
 	s := &pairServer{listeners: make(map[int]bool), conns: make(map[int]*pairConn), buf: make([]byte, 256<<10)}
 	var err error
+	if s.cpus, err = CPUs(); err != nil {
+		return err
+	}
 	if s.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fmt.Errorf("create epoll: %w", err)
 	}
@@ -73,9 +79,11 @@ func ServePairs(addresses []string, ready func()) error {
 		}
 		for _, ev := range events[:n] {
 			fd := int(ev.Fd)
-			if !s.listeners[fd] {
-				s.ready(fd)
-			} else if err := s.accept(fd); err != nil {
+			move := s.ready
+			if s.listeners[fd] {
+				move = s.accept
+			}
+			if err := move(fd); err != nil {
 				return err
 			}
 		}
@@ -113,28 +121,45 @@ func (s *pairServer) accept(listener int) error {
 
 // ready reads and answers until nothing is left, as edges ask for, but for
 // streams, of which others must have their turn.
-func (s *pairServer) ready(fd int) {
+func (s *pairServer) ready(fd int) error {
 	c := s.conns[fd]
 	for moved := 0; s.flush(fd, c); {
 		n, errno := rawRead(fd, s.buf)
 		if errno == unix.EAGAIN {
-			return
+			return nil
 		}
 		if errno != 0 || n == 0 {
 			break
 		}
 		c.take(s.buf[:n])
+		if err := s.place(c.cpus); err != nil {
+			return err
+		}
 		if moved += n; c.stream && moved >= burst {
 			ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLET&0xffffffff, Fd: int32(fd)}
 			_ = unix.EpollCtl(s.epfd, unix.EPOLL_CTL_MOD, fd, &ev)
-			return
+			return nil
 		}
 	}
 	if len(c.pending) > 0 {
-		return // until there is room
+		return nil // until there is room
 	}
 	delete(s.conns, fd)
 	_ = unix.Close(fd)
+	return nil
+}
+
+// place has the server run where a client wants it; the client is on the first
+// processor.
+func (s *pairServer) place(cpus int) error {
+	if cpus == s.on {
+		return nil
+	}
+	s.on = cpus
+	if cpus == 0 {
+		return stayOn(s.cpus...)
+	}
+	return stayOn(s.cpus[(cpus-1)%len(s.cpus)])
 }
 
 // take looks at what was read; the answer to a message is as long as it.
@@ -146,6 +171,7 @@ func (c *pairConn) take(p []byte) {
 			return
 		}
 		c.stream, c.size = c.header[0] == opSink, int(binary.LittleEndian.Uint32(c.header[1:]))
+		c.cpus = int(c.header[headerSize-1])
 	}
 	if c.have += len(p); !c.stream && c.have >= c.size {
 		c.have -= c.size
