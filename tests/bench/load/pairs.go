@@ -138,8 +138,7 @@ func (c *pairs) loop() (Result, error) {
 		if err != nil {
 			return Result{}, err
 		}
-		var over bool
-		if c.inside, over = c.meter.tick(time.Now()); over {
+		if c.over() {
 			break
 		}
 		for _, ev := range events[:n] {
@@ -149,6 +148,13 @@ func (c *pairs) loop() (Result, error) {
 		}
 	}
 	return c.result()
+}
+
+// over says whether the window is; it stays open until there is a result, which
+// may take its time where others want the processor.
+func (c *pairs) over() (over bool) {
+	c.inside, over = c.meter.tick(time.Now())
+	return over && (c.count > 0 || c.Kind == "stream" && c.moved > 0)
 }
 
 func (c *pairs) result() (Result, error) {
@@ -244,8 +250,7 @@ func (c *pairs) pingBlocking() (Result, error) {
 	for fd, e := range c.ends { // the only one
 		for {
 			e.began = time.Now()
-			var over bool
-			if c.inside, over = c.meter.tick(e.began); over {
+			if c.over() {
 				return c.result()
 			}
 			if _, err := c.write(fd, e); err != nil {
