@@ -28,9 +28,16 @@ type consulLab struct {
 
 func newConsulLab(t *testing.T) *consulLab {
 	t.Helper()
+	return newConsulLabAs(t, consul.Options{})
+}
+
+// newConsulLabAs is newConsulLab with options for all agents.
+func newConsulLabAs(t *testing.T, o consul.Options) *consulLab {
+	t.Helper()
 	l := &consulLab{lab: newLab(t, "{}", "a", "b"), agents: make(map[string]*consul.Server)}
 	for _, name := range []string{"b", "a"} {
-		l.agents[name] = consul.Start(t, consul.Options{Host: l.net.Host(name), Node: name, Join: l.server})
+		o.Host, o.Node, o.Join = l.net.Host(name), name, l.server
+		l.agents[name] = consul.Start(t, o)
 		if l.server == nil {
 			l.server = l.agents[name]
 		}
