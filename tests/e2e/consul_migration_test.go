@@ -19,45 +19,76 @@ import (
 	"github.com/meshproxy/meshproxy/tests/peers/consul"
 )
 
-// requests are made one after the other, each on a connection of its own.
+// requests are made one after the other by several workers, on new connections
+// or on connections that are kept for a while.
 type requests struct {
 	name   string
 	dial   func() (net.Conn, error)
+	kept   bool
 	served atomic.Int64
 
 	mu     sync.Mutex
 	failed []string
 }
 
+// How many requests are made on a connection that is kept, and how often.
+const (
+	keptFor   = 40
+	keptPause = 50 * time.Millisecond
+)
+
 func (g *requests) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if err := g.request(); err != nil {
+		if err := g.connection(ctx); err != nil {
 			g.mu.Lock()
 			g.failed = append(g.failed, fmt.Sprintf("request %d: %v", g.served.Load(), err))
 			g.mu.Unlock()
-			continue
 		}
-		g.served.Add(1)
 	}
 }
 
-func (g *requests) request() error {
+// connection makes the requests of one connection.
+func (g *requests) connection(ctx context.Context) error {
 	c, err := g.dial()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	in := bufio.NewReader(c)
+	if !g.kept {
+		return g.request(c, in)
+	}
+	pace := time.NewTicker(keptPause)
+	defer pace.Stop()
+	for i := range keptFor {
+		if err := g.request(c, in); err != nil {
+			return fmt.Errorf("number %d of its connection: %w", i, err)
+		}
+		select {
+		case <-pace.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+func (g *requests) request(c net.Conn, in *bufio.Reader) error {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintln(c, "hello"); err != nil {
 		return err
 	}
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err == nil && !strings.Contains(line, `"body":"hello"`) {
-		err = fmt.Errorf("answered %q", line)
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return err
 	}
-	return err
+	if !strings.Contains(line, `"body":"hello"`) {
+		return fmt.Errorf("answered %q", line)
+	}
+	g.served.Add(1)
+	return nil
 }
 
 // failures are the first few.
@@ -82,18 +113,24 @@ func TestMigration(t *testing.T) {
 	l.sidecar("b", "legacy", 8001, 21000, upstream("web", 9191), upstream("api", 9193))
 
 	web := l.opener(a, "web")
-	loads := []*requests{
-		{name: "legacy to web", dial: l.dialer("b", 9191)},
-		{name: "legacy to api", dial: l.dialer("b", 9193)},
-		{name: "web to legacy", dial: func() (net.Conn, error) { return web.Dial("127.0.0.1:9391") }},
+	var loads []*requests
+	for name, dial := range map[string]func() (net.Conn, error){
+		"legacy to web": l.dialer("b", 9191),
+		"legacy to api": l.dialer("b", 9193),
+		"web to legacy": func() (net.Conn, error) { return web.Dial("127.0.0.1:9391") },
+	} {
+		loads = append(loads, &requests{name: name, dial: dial}, &requests{name: name + ", kept", dial: dial, kept: true})
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer stop()
 	for _, g := range loads {
-		l.eventually(g.name, g.request)
-		running.Go(func() { g.run(ctx) })
+		once := (&requests{dial: g.dial}).connection
+		l.eventually(g.name, func() error { return once(ctx) })
+		for range 2 {
+			running.Go(func() { g.run(ctx) })
+		}
 	}
 	l.more(loads, 20)
 
