@@ -35,6 +35,18 @@ func TestConsulPeers(t *testing.T) {
 		Kind: consulapi.ServiceResolver, Name: "web-v1",
 		Redirect: &consulapi.ServiceResolverRedirect{Service: "web", ServiceSubset: "v1"},
 	})
+	l.server.Write(l, &consulapi.ServiceResolverConfigEntry{
+		Kind: consulapi.ServiceResolver, Name: "legacy",
+		Subsets: map[string]consulapi.ServiceResolverSubset{"enveloped": {Filter: `Service.ID == "legacy-sidecar-proxy"`}},
+	})
+	l.server.Write(l, &consulapi.ServiceResolverConfigEntry{
+		Kind: consulapi.ServiceResolver, Name: "legacy-subset",
+		Redirect: &consulapi.ServiceResolverRedirect{Service: "legacy", ServiceSubset: "enveloped"},
+	})
+	l.server.Write(l, &consulapi.ServiceResolverConfigEntry{ // of which there is no instance
+		Kind: consulapi.ServiceResolver, Name: "spare",
+		Failover: map[string]consulapi.ServiceResolverFailover{"*": {Service: "legacy"}},
+	})
 	l.register("a", "web", 7001)
 	l.register("a", "api", 7002)
 	l.register("a", "front", 0)
@@ -47,7 +59,9 @@ func TestConsulPeers(t *testing.T) {
         upstreams:
           - {listen: "127.0.0.1:9001", service: legacy}
           - {listen: "127.0.0.1:9002", service: builtin}
-          - {listen: "127.0.0.1:9003", service: native}`)
+          - {listen: "127.0.0.1:9003", service: native}
+          - {listen: "127.0.0.1:9004", service: legacy-subset}
+          - {listen: "127.0.0.1:9005", service: spare}`)
 
 	envoy := l.sidecar("b", "legacy", 8001, envoyPublic,
 		upstream("web", envoyToWeb), upstream("web-v1", envoyToV1), upstream("api", envoyToAPI))
@@ -63,6 +77,7 @@ func TestConsulPeers(t *testing.T) {
 	fromFront := func(at string) func() (net.Conn, error) {
 		return func() (net.Conn, error) { return front.Dial(at) }
 	}
+	legacy := l.listener(b, "legacy", "10.77.0.2:8001")
 	for _, tc := range []struct {
 		name string
 		lane lane
@@ -71,12 +86,21 @@ func TestConsulPeers(t *testing.T) {
 		{"from Envoy to a subset", lane{app: web, dial: l.dialer("b", envoyToV1), softToClient: true, softToApp: true}},
 		{"from Envoy to a port of its own", lane{app: own, dial: l.dialer("b", envoyToAPI), softToClient: true, softToApp: true}},
 		{"from the SDK", lane{app: own, dial: l.dialer("b", nativeToAPI), softToClient: true, softToApp: true}},
-		{"to Envoy", lane{app: l.listener(b, "legacy", "10.77.0.2:8001"), dial: fromFront("127.0.0.1:9001"), softToClient: true, softToApp: true, strays: true}},
+		{"to Envoy", lane{app: legacy, dial: fromFront("127.0.0.1:9001"), softToClient: true, softToApp: true, strays: true}},
 		{"to the SDK", lane{app: l.listener(b, "native", "10.77.0.2:8003"), dial: fromFront("127.0.0.1:9003"), softToClient: true, softToApp: true}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.lane.arrives(l.in(t).lab)
 			tc.lane.check(t)
+		})
+	}
+	for name, at := range map[string]string{"to a subset behind Envoy": "127.0.0.1:9004", "to Envoy by failover": "127.0.0.1:9005"} {
+		t.Run(name, func(t *testing.T) {
+			k := lane{app: legacy, dial: fromFront(at), strays: true}
+			k.arrives(l.in(t).lab)
+			c, s := k.open(t)
+			pass(t, c, s, "question")
+			pass(t, s, c, "answer")
 		})
 	}
 	// The builtin proxy ends both directions when either ends.
