@@ -17,7 +17,7 @@ import (
 // they renew them.
 const rotatingLeaves = 150 * time.Second
 
-// TestConsulRotation: between two nodes every connection is a mutual TLS
+// TestConsulRotation: between two nodes, of two services each, every connection is a mutual TLS
 // connection of its own. The CA gets new roots, leaves are renewed, and those that
 // the open connections were made with expire; neither a connection that is made
 // meanwhile nor one that is open fails.
@@ -25,11 +25,14 @@ func TestConsulRotation(t *testing.T) {
 	t.Parallel()
 	l := newConsulLab(t)
 	l.server.ShortLeaves(t, rotatingLeaves)
-	l.fronted("a", "web", 7001, "api")
-	l.fronted("b", "api", 7002, "web")
+	l.fronted("a", fronted{"web", 7001, "api"}, fronted{"shop", 7003, "stock"})
+	l.fronted("b", fronted{"api", 7002, "web"}, fronted{"stock", 7004, "shop"})
 	load := &load{lab: l.lab, calls: map[string]*testnet.Process{}}
-	l.linesOf(load, "a", "web", 9001)
-	l.linesOf(load, "b", "api", 9001)
+	for host, services := range map[string][]string{"a": {"web", "shop"}, "b": {"api", "stock"}} {
+		for _, service := range services {
+			l.linesOf(load, host, service, 9001)
+		}
+	}
 	for host := range l.nodes {
 		for path, some := range map[string]bool{"mtls": true, "hbone": false} {
 			list, err := l.nodes[host].Admin.Connections(l.ctx(), api.ConnectionFilter{Path: path})
@@ -47,7 +50,7 @@ func TestConsulRotationWithEnvoy(t *testing.T) {
 	t.Parallel()
 	l := newConsulLab(t)
 	l.server.ShortLeaves(t, rotatingLeaves)
-	l.fronted("a", "web", 7001, "legacy")
+	l.fronted("a", fronted{"web", 7001, "legacy"})
 	b := l.net.Host("b")
 	l.serve(b, "legacy", "-name", "legacy", "-tcp", "10.77.0.2:8001")
 	l.sidecar("b", "legacy", 8001, envoyPublic, upstream("web", 9001))
@@ -57,29 +60,32 @@ func TestConsulRotationWithEnvoy(t *testing.T) {
 	l.rotateUnder(load)
 }
 
-// fronted is a service of a host with an upstream at 127.0.0.1:9001, and a node
-// whose row doesn't say that it takes hbone.
-func (l *consulLab) fronted(host, service string, port int, upstream string) {
+// fronted is a service of a host with an upstream at 127.0.0.1:9001.
+type fronted struct {
+	service  string
+	port     int
+	upstream string
+}
+
+// fronted starts services of a host, and a node whose rows don't say that it takes
+// hbone.
+func (l *consulLab) fronted(host string, services ...fronted) {
 	l.Helper()
 	h := l.net.Host(host)
-	l.register(host, service, port)
-	l.front(host, service, port, nil)
-	l.serve(h, service, "-name", service, "-tcp", fmt.Sprintf("%s:%d", h.Addr4(), port))
-	o := meshnode.Options{
+	extra := "sources:\n  consul:\n    enabled: true\n    register: false\n    services:\n"
+	for _, s := range services {
+		l.register(host, s.service, s.port)
+		l.front(host, s.service, s.port, nil)
+		l.serve(h, s.service, "-name", s.service, "-tcp", fmt.Sprintf("%s:%d", h.Addr4(), s.port))
+		extra += fmt.Sprintf("      - {name: %s, match: [{cgroup: %q}], upstreams: [{listen: \"127.0.0.1:9001\", service: %s}]}\n",
+			s.service, l.Cgroup(host, s.service), s.upstream)
+	}
+	l.startAs(host, meshnode.Options{
 		NoTrustDomain: true, NoMeshFile: true,
 		// For longer than the test takes, open connections outlive their leaves.
 		Identity: "identity: {provider: consul, expiredGrace: 1h}\n",
-		Extra: fmt.Sprintf(`sources:
-  consul:
-    enabled: true
-    register: false
-    services:
-      - name: %s
-        match: [{cgroup: %q}]
-        upstreams: [{listen: "127.0.0.1:9001", service: %s}]
-`, service, l.Cgroup(host, service), upstream),
-	}
-	l.startAs(host, o)
+		Extra:    extra,
+	})
 }
 
 // linesOf makes new connections all the time, uses some, and leaves others alone.
@@ -92,7 +98,7 @@ func (l *consulLab) linesOf(load *load, host, service string, port uint16) {
 		}
 		return nil
 	})
-	load.calls["new of "+service] = l.call(h, service, "-tcp", at, "-fresh", "-rate", "20", "-workers", "2", "-timeout", "20s")
+	load.calls["new of "+service] = l.call(h, service, "-tcp", at, "-fresh", "-rate", "10", "-workers", "2", "-timeout", "20s")
 	load.calls["used of "+service] = l.call(h, service, "-tcp", at, "-rate", "10", "-workers", "4", "-timeout", "20s")
 	load.held = append(load.held, l.hold(h, service, at, 10))
 }
