@@ -3,6 +3,7 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -81,7 +82,11 @@ func (r *run) start(ctx context.Context) {
 	})
 	for _, kind := range entryKinds {
 		r.tasks.Go(func() {
-			follow(ctx, r, queryEntries+kind, get[[]configEntry](r, question{path: "/v1/config/" + kind}), func(list []configEntry, _ *api.QueryMeta) {
+			entries := question{path: "/v1/config/" + kind}
+			if kind == kindProxyDefaults || kind == kindMesh {
+				entries.namespace = standard // each partition has one, in there
+			}
+			follow(ctx, r, queryEntries+kind, get[[]configEntry](r, entries), func(list []configEntry, _ *api.QueryMeta) {
 				r.takeEntries(kind, list)
 			})
 		})
@@ -202,6 +207,9 @@ func (r *run) takeLocal(all map[string]*agentService, listeners []Listener) {
 		if r.home.datacenter == "" {
 			r.home.datacenter = s.Datacenter // for a token that may not ask the agent
 		}
+		if s.Partition != "" && r.opts.Partition == "" && r.denied[querySelf] != "" {
+			r.home.partition = s.Partition // likewise
+		}
 	}
 	r.services.stale, r.registrar.stale = true, true
 	r.planned, r.changed = false, true
@@ -230,10 +238,7 @@ func (r *run) askSelf(ctx context.Context) bool {
 }
 
 func (r *run) takeSelf(self *agentSelf) {
-	home := location{node: self.Config.NodeName, datacenter: self.Config.Datacenter, partition: standard}
-	if self.Config.Partition != "" {
-		home.partition = self.Config.Partition
-	}
+	home := location{node: self.Config.NodeName, datacenter: self.Config.Datacenter, partition: cmp.Or(self.Config.Partition, r.opts.Partition, standard)}
 	if r.opts.AgentNode != "" {
 		home.node = r.opts.AgentNode
 	}
@@ -253,7 +258,7 @@ var deniedNode = regexp.MustCompile(`'agent:read' on "([^"]+)"`)
 
 func (r *run) takeDenial(err error) {
 	home := r.home
-	home.partition = standard
+	home.partition = cmp.Or(r.opts.Partition, home.partition, standard)
 	if r.opts.AgentNode != "" {
 		home.node = r.opts.AgentNode
 	} else if m := deniedNode.FindStringSubmatch(err.Error()); m != nil {

@@ -78,7 +78,7 @@ func (r *run) view() discovery.Update {
 			continue
 		}
 		u.Workloads = append(u.Workloads, w)
-		list, warnings := policies(n, r.trustDomain, r.to[n], r.services.byDefault, r.ignorant(n))
+		list, warnings := r.policies(n, r.to[n], r.services.byDefault, r.ignorant(n))
 		u.Policies = append(u.Policies, list...)
 		u.Warnings = append(u.Warnings, warnings...)
 	}

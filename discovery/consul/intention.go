@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
@@ -19,25 +17,26 @@ const defaultPrecedence = -1
 // policies are the intentions about a local service, of precedence as Consul
 // has it, and its default. unknown says that the intentions could not be read:
 // then nobody may enter.
-func policies(n mesh.Name, td spiffeid.TrustDomain, list []intention, defaultAction mesh.Action, unknown bool) (out []*mesh.Policy, warnings []string) {
+func (x *translation) policies(n mesh.Name, list []intention, defaultAction mesh.Action, unknown bool) (out []*mesh.Policy, warnings []string) {
 	to := []mesh.PolicyTarget{{Workload: n}}
 	for i := range list {
 		ix := &list[i]
-		from, understood := ix.source(td)
-		if !understood {
-			// Its clients cannot prove who they are to this node, so it says
-			// nothing about anybody who can.
-			warnings = append(warnings, fmt.Sprintf("intention of %s for %s is left out: sources of cluster peers, other partitions and sameness groups are unknown here", ix.sourceText(), n))
+		allows := ix.Action == string(mesh.ActionAllow) && !ix.Conditional
+		if ix.SourcePeer != "" || ix.SourceSamenessGroup != "" && allows {
+			// A peer's clients cannot prove who they are to this node, so it says
+			// nothing about anybody who can. Who is in a sameness group is not
+			// known: all of that name are denied what it is denied.
+			warnings = append(warnings, fmt.Sprintf("intention of %s for %s is left out: sources of cluster peers and sameness groups are unknown here", ix.sourceText(), n))
 			continue
 		}
 		p := &mesh.Policy{
 			Name:       mesh.Name{Namespace: n.Namespace, Name: fmt.Sprintf("intention %s->%s", ix.sourceText(), n.Name)},
 			Action:     mesh.ActionDeny,
 			Precedence: ix.Precedence,
-			From:       from,
+			From:       []mesh.PolicySource{x.source(ix)},
 			To:         to,
 		}
-		if ix.Action == string(mesh.ActionAllow) && !ix.Conditional {
+		if allows {
 			p.Action = mesh.ActionAllow
 		}
 		if ix.Conditional {
@@ -67,25 +66,33 @@ func (r *run) ignorant(n mesh.Name) bool {
 
 func (ix *intention) sourceText() string {
 	s := mesh.Name{Namespace: cmp.Or(ix.SourceNS, standard), Name: ix.SourceName}.String()
-	if ix.SourcePeer != "" {
+	switch {
+	case ix.SourcePeer != "":
 		s += " of peer " + ix.SourcePeer
+	case ix.SourceSamenessGroup != "":
+		s += " of sameness group " + ix.SourceSamenessGroup
+	case cmp.Or(ix.SourcePartition, standard) != standard:
+		s += " of partition " + ix.SourcePartition
 	}
 	return s
 }
 
-// source says whom the intention is about; false when this node cannot know
-// such clients.
-func (ix *intention) source(td spiffeid.TrustDomain) ([]mesh.PolicySource, bool) {
-	if ix.SourcePeer != "" || ix.SourceSamenessGroup != "" || cmp.Or(ix.SourcePartition, standard) != standard {
-		return nil, false
+// source says whom an intention is about. Without a partition that is one of the
+// node's own, whose services are in it.
+func (x *translation) source(ix *intention) mesh.PolicySource {
+	s := mesh.PolicySource{TrustDomain: x.trustDomain.Name(), Partition: cmp.Or(ix.SourcePartition, x.home.partition)}
+	if ix.SourceSamenessGroup != "" {
+		s.Partition = wildcard
 	}
-	s := mesh.PolicySource{TrustDomain: td.Name()}
 	if ns := cmp.Or(ix.SourceNS, standard); ns == wildcard {
 		s.AnyIdentity = true
 	} else {
 		s.Service = mesh.Name{Namespace: ns, Name: ix.SourceName}
+		if s.Partition == standard {
+			s.Partition = "" // a service's is
+		}
 	}
-	return []mesh.PolicySource{s}, true
+	return s
 }
 
 // permits reports whether the intentions of a source let it dial the

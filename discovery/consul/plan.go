@@ -239,7 +239,7 @@ func (r *run) askMatches(ctx context.Context, names []mesh.Name, by api.Intentio
 	texts := make([]string, len(names))
 	for i, n := range names {
 		texts[i] = n.Name
-		if n.Namespace != standard {
+		if n.Namespace != standard || r.opts.Namespace != "" {
 			texts[i] = n.Namespace + "/" + n.Name
 		}
 	}

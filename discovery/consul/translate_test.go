@@ -305,9 +305,9 @@ func TestRows(t *testing.T) {
 
 func TestIntentions(t *testing.T) {
 	web := mesh.ParseName("web")
-	domain := spiffeid.RequireTrustDomainFromString(td)
+	x := world(nil)
 	list := intentionsOf(sample[map[string][]wireIntention](t, "ixn-match-web-l7")["web"])
-	got, warnings := policies(web, domain, list, mesh.ActionAllow, false)
+	got, warnings := x.policies(web, list, mesh.ActionAllow, false)
 	if len(warnings) != 0 {
 		t.Errorf("warnings %q", warnings)
 	}
@@ -335,11 +335,11 @@ func TestIntentions(t *testing.T) {
 	}
 
 	list = []intention{{SourceName: "api", SourcePeer: "east", Action: "allow", Precedence: 9}}
-	got, warnings = policies(web, domain, list, mesh.ActionDeny, false)
+	got, warnings = x.policies(web, list, mesh.ActionDeny, false)
 	if len(got) != 1 || len(warnings) != 1 {
 		t.Errorf("an intention about a peer: %+v, %q", got, warnings)
 	}
-	got, _ = policies(web, domain, nil, mesh.ActionAllow, true)
+	got, _ = x.policies(web, nil, mesh.ActionAllow, true)
 	if len(got) != 1 || got[0].Action != mesh.ActionDeny {
 		t.Errorf("unknown intentions: %+v", got)
 	}

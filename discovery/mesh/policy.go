@@ -49,6 +49,10 @@ type PolicySource struct {
 	// "/ns/<namespace>/dc/<datacenter>/svc/<name>", in any datacenter; the
 	// name "*" matches every service of the namespace.
 	Service Name `json:"service,omitzero"`
+	// Partition matches identities of that admin partition of Consul's,
+	// "/ap/<partition>/ns/...", or those of other forms if it is "default"; "*"
+	// matches all. Empty means "*", with a Service "default".
+	Partition string `json:"partition,omitempty"`
 	// Namespace matches the "/ns/<namespace>/" part of the identity.
 	Namespace string `json:"namespace,omitempty"`
 	// TrustDomain matches every identity of the trust domain.

@@ -197,6 +197,9 @@ func sourceChecks(s mesh.PolicySource, q *query) []check {
 		})
 	add(s.Service.Name != "", fmt.Sprintf("service %v of any datacenter", s.Service), !plaintext,
 		func() bool { return isService(identityService(id), fullName(s.Service)) })
+	if want := partitionOf(s); want != anyPartition && (s.Partition != "" || identityPartition(id) != want) {
+		add(true, fmt.Sprintf("partition %v", want), !plaintext, func() bool { return identityPartition(id) == want })
+	}
 	add(s.Namespace != "", fmt.Sprintf("namespace %v", s.Namespace), !plaintext,
 		func() bool { return strings.HasPrefix(id.Path()+"/", "/ns/"+s.Namespace+"/") })
 	add(s.TrustDomain != "", fmt.Sprintf("trust domain %v", s.TrustDomain), !plaintext,

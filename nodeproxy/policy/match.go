@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ type query struct {
 	claimed     netip.Addr // likewise; invalid when source is the client's
 	identified  bool
 	peer        mesh.Name // Consul's service; zero for an identity of another form
+	partition   string    // Consul's
 	namespace   string
 	trustDomain string
 	workload    mesh.Name
@@ -34,7 +36,7 @@ func newQuery(r *Request) query {
 	}
 	if q.identified {
 		q.namespace = identityNamespace(r.Identity)
-		q.peer = identityService(r.Identity)
+		q.peer, q.partition = identityService(r.Identity), identityPartition(r.Identity)
 		q.trustDomain = r.Identity.TrustDomain().Name()
 	}
 	return q
@@ -56,6 +58,7 @@ type sourceRule struct {
 	identity    spiffeid.ID
 	prefix      string
 	service     mesh.Name
+	partition   string // anyPartition for every one
 	namespace   string
 	trustDomain string
 	anyIdentity bool
@@ -67,6 +70,7 @@ func newSourceRule(s mesh.PolicySource) sourceRule {
 		identity:    s.Identity,
 		prefix:      s.IdentityPrefix,
 		service:     fullName(s.Service),
+		partition:   partitionOf(s),
 		namespace:   s.Namespace,
 		trustDomain: strings.TrimPrefix(s.TrustDomain, "spiffe://"),
 		anyIdentity: s.AnyIdentity,
@@ -83,7 +87,7 @@ func (q *query) knows(source, claimed bool) bool {
 
 // namesIdentity reports whether the rule is about certain identities.
 func (s *sourceRule) namesIdentity() bool {
-	return !s.identity.IsZero() || s.prefix != "" || s.service != (mesh.Name{}) || s.namespace != "" || s.trustDomain != ""
+	return !s.identity.IsZero() || s.prefix != "" || s.service != (mesh.Name{}) || s.partition != anyPartition || s.namespace != "" || s.trustDomain != ""
 }
 
 // matches reports whether the query's source is the rule's; unknown is what a
@@ -102,6 +106,7 @@ func (s *sourceRule) matches(q *query, unknown bool) bool {
 	return (s.identity.IsZero() || s.identity == q.Identity) &&
 		(s.prefix == "" || hasIdentityPrefix(q.Identity.String(), s.prefix)) &&
 		(s.service == (mesh.Name{}) || isService(q.peer, s.service)) &&
+		isPartition(q.partition, s.partition) &&
 		(s.namespace == "" || s.namespace == q.namespace) &&
 		(s.trustDomain == "" || s.trustDomain == q.trustDomain)
 }
@@ -156,11 +161,45 @@ func isService(peer, want mesh.Name) bool {
 	return peer.Namespace == want.Namespace && peer.Name != "" && (peer.Name == want.Name || want.Name == anyService)
 }
 
+const (
+	// anyPartition matches every admin partition.
+	anyPartition = "*"
+	// defaultPartition is that of identities that name none.
+	defaultPartition = "default"
+)
+
+func partitionOf(s mesh.PolicySource) string {
+	if s.Service != (mesh.Name{}) {
+		return cmp.Or(s.Partition, defaultPartition)
+	}
+	return cmp.Or(s.Partition, anyPartition)
+}
+
+func isPartition(peer, want string) bool { return want == anyPartition || peer == want }
+
+// identityPartition returns the admin partition of an identity of Consul's, which
+// has "/ap/<partition>" before the rest unless that is the default one
+// (agent/connect/uri_service.go).
+func identityPartition(id spiffeid.ID) string {
+	partition, _ := cutPartition(id)
+	return partition
+}
+
+func cutPartition(id spiffeid.ID) (partition, rest string) {
+	after, ok := strings.CutPrefix(id.Path(), "/ap/")
+	partition, rest, more := strings.Cut(after, "/")
+	if !ok || !more {
+		return defaultPartition, id.Path()
+	}
+	return partition, "/" + rest
+}
+
 // identityService returns the service of an identity of Consul's form,
-// "/ns/<namespace>/dc/<datacenter>/svc/<name>", or the zero Name. The
-// datacenter does not matter (agent/xds/rbac.go, makeSpiffePattern).
+// "/ns/<namespace>/dc/<datacenter>/svc/<name>" in some partition, or the zero
+// Name. The datacenter does not matter (agent/xds/rbac.go, makeSpiffePattern).
 func identityService(id spiffeid.ID) mesh.Name {
-	rest, ok := strings.CutPrefix(id.Path(), "/ns/")
+	_, path := cutPartition(id)
+	rest, ok := strings.CutPrefix(path, "/ns/")
 	if !ok {
 		return mesh.Name{}
 	}

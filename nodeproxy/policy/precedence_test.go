@@ -97,11 +97,38 @@ func TestIdentityService(t *testing.T) {
 		"/ns/default/sa/web":           {},
 		"/ns/default/dc/dc1/svc/web/x": {},
 		"/ns/default/dc/a/b/svc/web":   {},
-		"/ap/x/ns/default/dc/a/svc/b":  {},
+		"/ap/x/ns/default/dc/a/svc/b":  {Namespace: "default", Name: "b"},
+		"/ap/x":                        {},
 		"/agent/client/dc/a/id/b":      {},
 	} {
 		if got := identityService(id(path)); got != want {
 			t.Errorf("%s is service %+v, want %+v", path, got, want)
+		}
+	}
+}
+
+// TestPartition: a service without a partition is one of the default partition.
+func TestPartition(t *testing.T) {
+	web := mesh.Name{Name: "web"}
+	home, east := "/ns/default/dc/dc1/svc/web", "/ap/east/ns/default/dc/dc1/svc/web"
+	for _, tt := range []struct {
+		source     mesh.PolicySource
+		home, east bool
+	}{
+		{mesh.PolicySource{Service: web}, true, false},
+		{mesh.PolicySource{Service: web, Partition: "default"}, true, false},
+		{mesh.PolicySource{Service: web, Partition: "east"}, false, true},
+		{mesh.PolicySource{Service: web, Partition: "*"}, true, true},
+		{mesh.PolicySource{Partition: "east", AnyIdentity: true}, false, true},
+		{mesh.PolicySource{AnyIdentity: true}, true, true},
+	} {
+		p := &mesh.Policy{Name: web, Action: mesh.ActionDeny, Precedence: 9, From: []mesh.PolicySource{tt.source}}
+		e := Compile(mesh.PolicyDefaults{Default: mesh.ActionAllow}, []*mesh.Policy{p})
+		for path, denied := range map[string]bool{home: tt.home, east: tt.east} {
+			r := Request{Identity: id(path)}
+			if e.Decide(r).Allowed == denied || e.Explain(r).Decision.Allowed == denied {
+				t.Errorf("%+v denies %s: want %t", tt.source, path, denied)
+			}
 		}
 	}
 }
