@@ -35,10 +35,13 @@ func Bulk(addr netip.AddrPort, streams int, up bool, w Window) (Result, error) {
 	}
 	m.tick(m.opens.Add(time.Second)) // opens the window now
 	before := b.moved.Load()
-	if err := b.sleep(w.Length); err != nil {
-		return Result{}, err
+	moved := uint64(0)
+	for moved == 0 {
+		if err := b.sleep(w.Length); err != nil {
+			return Result{}, err
+		}
+		moved = b.moved.Load() - before
 	}
-	moved := b.moved.Load() - before
 	r, err := m.result()
 	r.Bytes = moved
 	return r, err

@@ -35,7 +35,7 @@ func Connect(addr netip.AddrPort, parallel int, w Window) (Result, error) {
 			return Result{}, err
 		}
 		inside, over := m.tick(time.Now())
-		if over {
+		if over && count > 0 {
 			break
 		}
 		for _, ev := range events[:n] {

@@ -24,7 +24,9 @@ type Result struct {
 	CPU map[string]float64 `json:"cpu,omitempty"`
 }
 
-// Window says when to measure, and whose processor time.
+// Window says when to measure, and whose processor time. Clients keep it open
+// until there is a result, which may take its time where others want the
+// processor.
 type Window struct {
 	Warm, Length time.Duration
 	Cgroups      []string

@@ -150,8 +150,7 @@ func (c *pairs) loop() (Result, error) {
 	return c.result()
 }
 
-// over says whether the window is; it stays open until there is a result, which
-// may take its time where others want the processor.
+// over says whether the window is.
 func (c *pairs) over() (over bool) {
 	c.inside, over = c.meter.tick(time.Now())
 	return over && (c.count > 0 || c.Kind == "stream" && c.moved > 0)

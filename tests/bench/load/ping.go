@@ -38,7 +38,7 @@ func pingOne(fd int, w Window) (Result, error) {
 	for {
 		begin := time.Now()
 		inside, over := m.tick(begin)
-		if over {
+		if over && count > 0 {
 			break
 		}
 		if _, errno := rawWrite(fd, buf); errno != 0 {
@@ -94,7 +94,7 @@ func pingMany(fds []int, w Window) (Result, error) {
 			return Result{}, err
 		}
 		inside, over := m.tick(time.Now())
-		if over {
+		if over && count > 0 {
 			break
 		}
 		for _, ev := range events[:n] {
