@@ -225,6 +225,12 @@ func (r *reloads) wait(ctx context.Context, upgrade bool) (api.Reload, error) {
 	case o := <-answer:
 		return o.Reload, o.err
 	case <-ctx.Done():
+	}
+	// Who gives way answers before it ends what is being asked.
+	select {
+	case o := <-answer:
+		return o.Reload, o.err
+	default:
 		return api.Reload{}, ctx.Err()
 	}
 }

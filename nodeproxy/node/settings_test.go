@@ -46,3 +46,23 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("the last answer is %v", err)
 	}
 }
+
+// TestAnswersBeforeTheEnd: a process that gives way answers, and then ends all that
+// is being asked; the answer counts, whichever is seen first.
+func TestAnswersBeforeTheEnd(t *testing.T) {
+	r := reloads{ask: make(chan question), over: make(chan struct{})}
+	for range 100 {
+		ctx, end := context.WithCancel(t.Context())
+		heard := make(chan error, 1)
+		go func() {
+			_, err := r.wait(ctx, true)
+			heard <- err
+		}()
+		q := <-r.ask
+		q.answer <- reloaded{}
+		end()
+		if err := <-heard; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
