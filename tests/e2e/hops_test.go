@@ -21,12 +21,14 @@ func hopsLab(t *testing.T) (l *lab, server *testnet.Process) {
 	for _, host := range []string{"a", "b"} {
 		l.startHops(host)
 	}
-	// The first connection shows how the server reads, and is not spliced.
+	// The first connections show how client and server read, and are not spliced.
 	l.eventually("connections are spliced on both nodes", func() error {
-		before := l.splice("b").Hops
-		l.works(l.net.Host("a"), "other", "far:80")
-		if after := l.splice("b").Hops; after.Spliced == before.Spliced {
-			return fmt.Errorf("%+v", after)
+		before := map[string]api.SplicedHops{"a": l.splice("a").Hops, "b": l.splice("b").Hops}
+		l.exchange(1, 2, 100)
+		for host, was := range before {
+			if after := l.splice(host).Hops; after.Spliced == was.Spliced {
+				return fmt.Errorf("on %s: %+v", host, after)
+			}
 		}
 		return nil
 	})
