@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	admin "github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/client"
 	"github.com/meshproxy/meshproxy/tests/testnet"
 )
@@ -93,29 +94,55 @@ func (c *catalog) fill() error {
 }
 
 // change turns the health of one endpoint around and returns how long it takes
-// until a new snapshot is in force. Nothing else changes meanwhile.
+// until a snapshot is in force in which it is. Nothing else changes meanwhile.
 func (c *catalog) change(ctx context.Context, node *client.Client, i int) (time.Duration, error) {
 	before, err := node.Status(ctx)
 	if err != nil {
 		return 0, err
 	}
-	status := api.HealthCritical
+	status, health := api.HealthCritical, admin.HealthUnhealthy
 	if i%2 == 1 {
-		status = api.HealthPassing
+		status, health = api.HealthPassing, admin.HealthHealthy
 	}
-	row := c.row((i/2)*37%c.Services, (i/2)%c.Endpoints, status)
+	number, endpoint := (i/2)*37%c.Services, (i/2)%c.Endpoints
+	row := c.row(number, endpoint, status)
 	row.Service = nil
 	row.SkipNodeUpdate = true
 	began := time.Now()
 	if _, err := c.client.Catalog().Register(row, nil); err != nil {
 		return 0, err
 	}
+	last, at := before.Snapshot.Version, began
 	err = testnet.Until(ctx, func() error {
 		now, err := node.Status(ctx)
-		if err == nil && now.Snapshot.Version == before.Snapshot.Version {
-			err = fmt.Errorf("snapshot %d still in force", now.Snapshot.Version)
+		if err != nil {
+			return err
 		}
-		return err
+		if now.Snapshot.Version == last {
+			return fmt.Errorf("snapshot %d still in force", last)
+		}
+		// What it says about the endpoint is read when the clock has stopped.
+		last, at = now.Snapshot.Version, time.Now()
+		return isOf(ctx, node, service(number), row.Address, health)
 	})
-	return time.Since(began), err
+	return at.Sub(began), err
+}
+
+// isOf expects an endpoint of a service to be of a health.
+func isOf(ctx context.Context, node *client.Client, service, address, health string) error {
+	all, err := node.Services(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		if all[i].Name != service {
+			continue
+		}
+		for _, e := range all[i].Endpoints {
+			if e.Address == address && e.Health == health {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%s at %s is not %s", service, address, health)
 }

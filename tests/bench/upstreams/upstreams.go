@@ -41,7 +41,8 @@ const FirstPort = 2000
 
 // Figures are what is measured.
 type Figures struct {
-	// Ready is from the start to all services in force.
+	// Ready is from the start to all services in force, and a leaf for each
+	// local one.
 	Ready time.Duration
 	// RSS and PeakRSS are in bytes.
 	RSS, PeakRSS int64
@@ -117,6 +118,9 @@ func (b *Bench) Measure(ctx context.Context) (f Figures, err error) {
 	if err := knows(ctx, node.Admin, b.options.Services+b.options.Workloads); err != nil {
 		return f, err
 	}
+	if err := hasLeaves(ctx, node.Admin, b.options.Workloads); err != nil {
+		return f, err
+	}
 	f.Ready = time.Since(began)
 	if err := settled(ctx, node.Admin); err != nil {
 		return f, err
@@ -158,6 +162,17 @@ func knows(ctx context.Context, c *client.Client, services int) error {
 		s, err := c.Status(ctx)
 		if err == nil && s.Snapshot.Services < services {
 			err = fmt.Errorf("%d services in force", s.Snapshot.Services)
+		}
+		return err
+	})
+}
+
+// hasLeaves waits until so many workloads can prove who they are.
+func hasLeaves(ctx context.Context, c *client.Client, workloads int) error {
+	return testnet.Until(ctx, func() error {
+		ca, err := c.CA(ctx)
+		if err == nil && len(ca.Leaves) < workloads {
+			err = fmt.Errorf("%d leaves", len(ca.Leaves))
 		}
 		return err
 	})
