@@ -246,6 +246,10 @@ func (r *run) takeSelf(self *agentSelf) {
 	if domain == "" {
 		domain = r.opts.Domain
 	}
+	if domain != r.domain && domain != r.opts.Domain {
+		r.log.Warn("the Consul agent's DNS domain is another than the configured one, by which names are forwarded to it",
+			"agent", domain, "sources.consul.domain", r.opts.Domain)
+	}
 	if home != r.home || domain != r.domain || self.Member.Addr != r.addressOfAgent {
 		r.home, r.domain, r.addressOfAgent = home, domain, self.Member.Addr
 		r.rebuild()

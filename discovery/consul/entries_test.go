@@ -5,6 +5,7 @@ package consul_test
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -160,6 +161,28 @@ func TestRegister(t *testing.T) {
 		t.Error("a service without a port is a workload, and has no row")
 	}
 	f.until("own to pass its check", func(u discovery.Update, err error) bool { return tunnels(u, "own") == "0:127.0.0.1" })
+
+	// Other checks take the place of those of before, whatever kind they are.
+	second, refused := time.Second, "127.0.0.1:1"
+	o.Services = slices.Clone(o.Services)
+	own := *o.Services[1].Register
+	own.Checks = []consul.Check{
+		{Name: "page", HTTP: "http://" + s.HTTPAddr.String() + "/v1/status/leader", Interval: second, Timeout: second},
+		{Name: "call", GRPC: refused, Interval: second, Timeout: second, DeregisterAfter: time.Hour},
+	}
+	o.Services[1].Register = &own
+	f.source.Reload(o)
+	f.until("own to fail one check and pass the other", func(discovery.Update, error) bool {
+		checks, err := s.Client().Agent().ChecksWithFilter(`ServiceID == "own"`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := map[string]string{}
+		for _, c := range checks {
+			states[c.Name+" "+c.Type] = c.Status
+		}
+		return maps.Equal(states, map[string]string{"page http": api.HealthPassing, "call grpc": api.HealthCritical})
+	})
 
 	// What changes is copied again.
 	s.Register(t, &api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 8081, Meta: map[string]string{"version": "2"}})

@@ -24,6 +24,7 @@ type ConsulSource struct {
 	Intentions Intentions
 	Register   bool
 	DNS        netip.AddrPort // invalid: names of Consul go where all others go
+	Domain     string         // of Consul's DNS names
 	Services   []consul.Service
 }
 
@@ -44,7 +45,7 @@ func (c *Config) ConsulOptions() consul.Options {
 	o := consul.Options{
 		Node: c.MeshNode(), AgentNode: s.NodeName, Namespace: c.Consul.Namespace, Partition: c.Consul.Partition,
 		Reach: s.Reach, HBONEPort: c.Listeners.InboundHBONE.Port(), InboundPort: c.Listeners.InboundMTLS.Port(),
-		Register: s.Register, Services: s.Services,
+		Register: s.Register, Services: s.Services, Domain: s.Domain,
 		Workload: mesh.Workload{
 			Inbound: c.Defaults.Inbound, InboundLocal: c.Defaults.InboundLocal,
 			Egress: c.Defaults.Egress, OnProxyDown: c.Defaults.OnProxyDown,

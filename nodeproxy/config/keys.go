@@ -276,6 +276,12 @@ var table = []key{
 		func(c *Config) value { return resolverOrOff(&c.Sources.Consul.DNS) },
 	},
 	{
+		"sources.consul.domain", consul.DefaultDomain, "Domain of Consul's DNS, as `domain` in the agents' configuration: what is asked for below it and is not the mesh's goes to sources.consul.dns.", true,
+		func(c *Config) value {
+			return text(&c.Sources.Consul.Domain, "a DNS domain without a dot at its end, in lower case", checkDomain)
+		},
+	},
+	{
 		"sources.consul.services", "", "What Consul does not say about services here: the processes of one, its explicit upstreams, a port of its own for clients without SNI; and services that the node registers with the agent itself.", false,
 		func(c *Config) value { return consulServices(&c.Sources.Consul.Services) },
 	},

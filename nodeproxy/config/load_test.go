@@ -201,6 +201,16 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			name: "services of Consul", text: "node: {name: a, address: 10.0.0.1}\nidentity: {provider: consul}\nsources:\n  consul:\n    services:\n      - {name: web, upstreams: [{listen: \"127.0.0.1:9191\", service: db, subset: v1}]}\n      - {name: shop, register: {port: 0, checks: [{tcp: a, http: b}, {name: none}, {grpc: c, interval: 1ms}]}}\n",
+			want: []string{
+				`FILE:6:81: sources.consul.services[0].upstreams[0].subset: found subset; allowed: no subset: a subset is chosen by a service-resolver, peers and partitions are behind mesh gateways`,
+				`FILE:7:39: sources.consul.services[1].register.port: found the number 0; allowed: a number from 1 to 65535`,
+				`FILE:7:51: sources.consul.services[1].register.checks[0]: found 2 kinds of checks in one entry; allowed: exactly one of tcp: host:port, http: URL, grpc: host:port`,
+				`FILE:7:70: sources.consul.services[1].register.checks[1]: found 0 kinds of checks in one entry; allowed: exactly one of tcp: host:port, http: URL, grpc: host:port`,
+				`FILE:7:104: sources.consul.services[1].register.checks[2].interval: found "1ms"; allowed: a duration with a unit, such as 5s, from 1s to 1h0m0s`,
+			},
+		},
+		{
 			name: "variables and flags", text: "log: {level: loud}\n",
 			env:  []string{"MESHPROXY_LOG_LEVEL=louder", "MESHPROXY_LOG_LEVLE=info", "MESHPROXY_LISTENERS_DNS=53x"},
 			args: []string{"--log.level=loudest", "--dns.upstreams=1.1.1.1,2"},

@@ -423,3 +423,28 @@ func TestQuestionOf(t *testing.T) {
 		t.Error("a name that points to itself is accepted")
 	}
 }
+
+// TestZones: what is below a zone goes to the zone's resolvers, and nothing else.
+func TestZones(t *testing.T) {
+	tagged := func(tag string) []netip.AddrPort {
+		return []netip.AddrPort{upstream(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
+			m := new(miekg.Msg).SetReply(r)
+			m.Answer = []miekg.RR{&miekg.TXT{
+				Hdr: miekg.RR_Header{Name: r.Question[0].Name, Rrtype: miekg.TypeTXT, Class: miekg.ClassINET}, Txt: []string{tag},
+			}}
+			_ = w.WriteMsg(m)
+		})}
+	}
+	w := newWorld(t, func(o *Options) {
+		o.Upstreams = tagged("others")
+		o.Zones = []Zone{{Domain: "Corp.Example", Upstreams: tagged("agent")}}
+	})
+	for name, want := range map[string]string{
+		"db.service.corp.example.": "agent", "corp.example.": "agent", "DB.Service.CORP.example.": "agent",
+		"notcorp.example.": "others", "example.": "others", "corp.example.org.": "others", "db.service.consul.": "others",
+	} {
+		if reply := w.ask(t, "udp", question(name, miekg.TypeTXT)); !slices.Equal(data(reply.Answer), []string{`"` + want + `"`}) {
+			t.Errorf("%s is answered by %v, want %s", name, reply.Answer, want)
+		}
+	}
+}

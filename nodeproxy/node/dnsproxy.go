@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
 	"github.com/meshproxy/meshproxy/nodeproxy/dns"
@@ -29,7 +28,7 @@ func dnsSettings(c *config.Config) dns.Settings {
 		Domain: c.DNS.Domain, VirtualIPs: virtualIPs(c), TTL: c.DNS.TTL, Upstreams: c.DNS.Upstreams,
 	}
 	if src := &c.Sources.Consul; src.Enabled && src.DNS.IsValid() {
-		s.Zones = []dns.Zone{{Domain: consul.DefaultDomain, Upstreams: []netip.AddrPort{src.DNS}}}
+		s.Zones = []dns.Zone{{Domain: src.Domain, Upstreams: []netip.AddrPort{src.DNS}}}
 	}
 	return s
 }
