@@ -5,6 +5,7 @@ package e2e
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -31,11 +32,12 @@ func newConsulLab(t *testing.T) *consulLab {
 	return newConsulLabAs(t, consul.Options{})
 }
 
-// newConsulLabAs is newConsulLab with options for all agents.
-func newConsulLabAs(t *testing.T, o consul.Options) *consulLab {
+// newConsulLabAs is newConsulLab with options for all agents, and more hosts.
+func newConsulLabAs(t *testing.T, o consul.Options, more ...string) *consulLab {
 	t.Helper()
-	l := &consulLab{lab: newLab(t, "{}", "a", "b"), agents: make(map[string]*consul.Server)}
-	for _, name := range []string{"b", "a"} {
+	hosts := append([]string{"b", "a"}, more...)
+	l := &consulLab{lab: newLab(t, "{}", slices.Sorted(slices.Values(hosts))...), agents: make(map[string]*consul.Server)}
+	for _, name := range hosts {
 		o.Host, o.Node, o.Join = l.net.Host(name), name, l.server
 		l.agents[name] = consul.Start(t, o)
 		if l.server == nil {
