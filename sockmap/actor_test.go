@@ -106,7 +106,7 @@ func wait(t *testing.T, cmd *exec.Cmd) {
 // playing is the environment of such a process: one that is killed some day has to
 // end when a race is found.
 func playing(role string) []string {
-	return append(os.Environ(), "GORACE=halt_on_error=1", roleEnv+"="+role)
+	return append(os.Environ(), "GORACE=halt_on_error=1 atexit_sleep_ms=0", roleEnv+"="+role)
 }
 
 // kill ends it as SIGKILL does.
