@@ -39,6 +39,9 @@ func (s *Server) Put(ctx context.Context, r *api.AgentServiceRegistration) error
 	return nil
 }
 
+// listens is the name of the check of a sidecar's public port.
+const listens = "Connect Sidecar Listening"
+
 // sidecarChecks are those that the agent gives a sidecar
 // (agent/sidecar_service.go), but that they begin as passing. The alias would
 // begin as critical, and a minute or two may go by until the servers hear that it
@@ -49,7 +52,7 @@ func sidecarChecks(r *api.AgentServiceRegistration) api.AgentServiceChecks {
 	sidecar := r.Connect.SidecarService
 	public := net.JoinHostPort(cmp.Or(sidecar.Address, r.Address, loopback.String()), strconv.Itoa(sidecar.Port))
 	return api.AgentServiceChecks{
-		{Name: "Connect Sidecar Listening", TCP: public, Interval: "10s", Status: api.HealthPassing},
+		{Name: listens, TCP: public, Interval: "10s", Status: api.HealthPassing},
 		{Name: "Connect Sidecar Aliasing " + cmp.Or(r.ID, r.Name), AliasService: cmp.Or(r.ID, r.Name), Status: api.HealthPassing},
 	}
 }

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+
 	"github.com/meshproxy/meshproxy/tests/peers/envoy"
 	"github.com/meshproxy/meshproxy/tests/testnet"
 )
@@ -77,7 +79,33 @@ func (s *Server) LaunchEnvoy(ctx context.Context, id, token string) (*Sidecar, e
 	if err != nil {
 		return nil, err
 	}
-	return p, p.await(ctx, func() error { return p.ready(ctx) })
+	return p, p.await(ctx, func() error { return errors.Join(p.ready(ctx), s.listening(ctx, id)) })
+}
+
+// listening asks whether the agent, and after it the servers, know that the sidecar
+// listens: a check that ran before it did says for ten seconds that it doesn't,
+// and clients take it out of use once they have heard so.
+func (s *Server) listening(ctx context.Context, id string) error {
+	q := (&api.QueryOptions{}).WithContext(ctx)
+	filter := fmt.Sprintf("ServiceID == %q and Name == %q", id+"-sidecar-proxy", listens)
+	here, err := s.Client().Agent().ChecksWithFilterOpts(filter, q)
+	if err != nil {
+		return err
+	}
+	for _, check := range here {
+		if check.Status != api.HealthPassing {
+			return fmt.Errorf("check of %s is %s: %s", check.ServiceID, check.Status, check.Output)
+		}
+		q.Filter = filter
+		known, _, err := s.Client().Health().Checks(check.ServiceName, q)
+		if err != nil {
+			return err
+		}
+		if len(known) == 0 || known.AggregatedStatus() != api.HealthPassing {
+			return fmt.Errorf("servers have not heard yet that %s listens", check.ServiceID)
+		}
+	}
+	return nil
 }
 
 // Bootstrap is what the Envoy of a service that is registered with a sidecar is
