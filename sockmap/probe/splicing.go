@@ -77,25 +77,13 @@ func readersBySplice() (string, error) {
 // d888b7af7c14 (6.13 and some stable kernels). Where it isn't, a receiver that
 // does not read would take any amount.
 func receiverCharge() (string, error) {
-	client, server, err := tcpPair()
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(client)
-	defer unix.Close(server)
-	sockets, err := redirecting(client, server, false)
-	if err != nil {
-		return "", err
-	}
-	defer sockets.Close()
 	const size = 4096
-	if _, err := unix.Write(client, make([]byte, size)); err != nil {
-		return "", fmt.Errorf("send: %w", err)
-	}
 	// SK_MEMINFO_RMEM_ALLOC comes first of what the option tells.
-	charge, err := unix.GetsockoptInt(server, unix.SOL_SOCKET, unix.SO_MEMINFO)
+	charge, err := askReceiver(size, func(server int) (int, error) {
+		return unix.GetsockoptInt(server, unix.SOL_SOCKET, unix.SO_MEMINFO)
+	})
 	if err != nil {
-		return "", fmt.Errorf("read charge: %w", err)
+		return "", err
 	}
 	if charge < size {
 		return "", absent(fmt.Sprintf("%d bytes that a program redirects are charged with %d", size, charge))
@@ -107,29 +95,39 @@ func receiverCharge() (string, error) {
 // much there is to read, as it is since 929e30f93125 (7.0 and some stable
 // kernels). Programs that size their reads by that would not read it.
 func redirectedCounts() (string, error) {
-	client, server, err := tcpPair()
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(client)
-	defer unix.Close(server)
-	sockets, err := redirecting(client, server, false)
-	if err != nil {
-		return "", err
-	}
-	defer sockets.Close()
 	const size = 1000
-	if _, err := unix.Write(client, make([]byte, size)); err != nil {
-		return "", fmt.Errorf("send: %w", err)
-	}
-	told, err := unix.IoctlGetInt(server, unix.TIOCINQ)
+	told, err := askReceiver(size, func(server int) (int, error) { return unix.IoctlGetInt(server, unix.TIOCINQ) })
 	if err != nil {
-		return "", fmt.Errorf("ask what there is to read: %w", err)
+		return "", err
 	}
 	if told != size {
 		return "", absent(fmt.Sprintf("of %d bytes that a program redirects the receiver is told %d", size, told))
 	}
 	return "", nil
+}
+
+// askReceiver has a program redirect so many bytes, and asks the kernel about the
+// socket that they are redirected to.
+func askReceiver(size int, ask func(server int) (int, error)) (int, error) {
+	client, server, err := tcpPair()
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(client)
+	defer unix.Close(server)
+	sockets, err := redirecting(client, server, false)
+	if err != nil {
+		return 0, err
+	}
+	defer sockets.Close()
+	if _, err := unix.Write(client, make([]byte, size)); err != nil {
+		return 0, fmt.Errorf("send: %w", err)
+	}
+	answer, err := ask(server)
+	if err != nil {
+		return 0, fmt.Errorf("ask about the receiver: %w", err)
+	}
+	return answer, nil
 }
 
 // oneQueue redirects a message and has another one follow it by TCP, and looks
