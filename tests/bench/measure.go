@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -115,8 +114,6 @@ func measureStart(ctx context.Context, s *site, p peer, group []probe, plan plan
 	return all, nil
 }
 
-var errNothing = errors.New("nothing was moved or answered in the window")
-
 func cpu(r load.Result) float64 {
 	total := 0.0
 	for _, seconds := range r.CPU {
@@ -138,9 +135,6 @@ func probeBulk(ctx context.Context, s *site, in *instance, p plan, way string) (
 	if err != nil {
 		return nil, err
 	}
-	if r.Bytes == 0 {
-		return nil, errNothing
-	}
 	gigabytes := float64(r.Bytes) / 1e9
 	v := values{"throughput_" + way: gigabytes / r.Seconds}
 	if len(in.proxies) > 0 {
@@ -161,9 +155,6 @@ func probePing(ctx context.Context, s *site, in *instance, p plan, conns int) (v
 	r, err := s.runClient(ctx, in, clientArgs{Kind: "ping", Count: conns, Window: p.window})
 	if err != nil {
 		return nil, err
-	}
-	if r.Count == 0 {
-		return nil, errNothing
 	}
 	name := fmt.Sprintf("rtt_%d_", conns)
 	v := values{
@@ -194,9 +185,6 @@ func probeBeside(ctx context.Context, s *site, in *instance, p plan) (values, er
 	if _, err := result(ctx, bulk); err != nil {
 		return nil, fmt.Errorf("bulk streams: %w", err)
 	}
-	if r.Count == 0 {
-		return nil, errNothing
-	}
 	return values{"rtt_beside_bulk_p50": float64(r.P50) / 1e6, "rtt_beside_bulk_p99": float64(r.P99) / 1e6}, nil
 }
 
@@ -204,9 +192,6 @@ func probeConnections(ctx context.Context, s *site, in *instance, p plan) (value
 	r, err := s.runClient(ctx, in, clientArgs{Kind: "connect", Count: 16, Window: p.window})
 	if err != nil {
 		return nil, err
-	}
-	if r.Count == 0 {
-		return nil, errNothing
 	}
 	v := values{"connections_rate": float64(r.Count) / r.Seconds, "connections_p50": float64(r.P50) / 1e3}
 	if len(in.proxies) > 0 {
