@@ -54,6 +54,7 @@ permitted upstreams of 5 endpoints each, with an agent's default limits; idle CP
 		{"consul_upstreams_idle_cpu", "% of a core", false, absolute, 1},
 		{"consul_upstreams_agent_idle_cpu", "% of a core", false, absolute, 0},
 		{"consul_upstreams_agent_connections", "", false, absolute, 100},
+		{"consul_upstreams_agent_queries", "", false, absolute, 0},
 	},
 	choose: chooseInConsul, round: measurePeers, finish: measureUpstreams,
 	starts: func(peer) [][]probe { return [][]probe{consulProbes} }, beside: manyServices,
@@ -151,7 +152,7 @@ func measureUpstreams(ctx context.Context, h *harness) error {
 			"upstreams_ready": f.Ready.Seconds(), "upstreams_rss": float64(f.RSS) / (1 << 20), "upstreams_peak_rss": float64(f.PeakRSS) / (1 << 20),
 			"upstreams_change_p50": f.P50.Seconds() * 1e3, "upstreams_change_p99": f.P99.Seconds() * 1e3,
 			"upstreams_idle_cpu": 100 * f.IdleCPU, "upstreams_agent_idle_cpu": 100 * f.AgentCPU,
-			"upstreams_agent_connections": float64(f.Connections),
+			"upstreams_agent_connections": float64(f.Connections), "upstreams_agent_queries": float64(f.Questions),
 		}
 		h.samples.add(meshproxyName, v)
 		progress("round %d of %d, upstreams: %s", round+1, h.plan.rounds, v)

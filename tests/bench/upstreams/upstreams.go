@@ -46,8 +46,9 @@ type Figures struct {
 	Ready time.Duration
 	// RSS and PeakRSS are in bytes.
 	RSS, PeakRSS int64
-	// Connections are those to the agent, each with a question at most.
-	Connections int
+	// Connections are those to the agent, Questions the blocking queries among
+	// them: asked, and not answered as nothing happens.
+	Connections, Questions int
 	// IdleCPU and AgentCPU are shares of a core.
 	IdleCPU, AgentCPU float64
 	// P50 and P99 are from a change of health to the changed routing.
@@ -89,7 +90,7 @@ func (b *Bench) furnish(ctx context.Context) error {
 	if _, err := servers.Stdout().WaitString(ctx, "ready"); err != nil {
 		return fmt.Errorf("start local services: %w: %s", err, servers.Stderr().Tail(300))
 	}
-	if b.agent, err = consul.Launch(ctx, consul.Options{Host: b.host, Node: "a", Dir: b.host.Dir()}); err != nil {
+	if b.agent, err = consul.Launch(ctx, consul.Options{Host: b.host, Node: "a", Dir: b.host.Dir(), HCL: debug}); err != nil {
 		return err
 	}
 	b.catalog = catalog{Options: b.options, client: b.agent.Client()}
@@ -127,6 +128,9 @@ func (b *Bench) Measure(ctx context.Context) (f Figures, err error) {
 	}
 	us, theirs := process{node.Pid()}, process{b.agent.Pid()}
 	if f.IdleCPU, f.AgentCPU, err = idle(ctx, b.options.Idle, us, theirs); err != nil {
+		return f, err
+	}
+	if f.Questions, err = questions(ctx, b.host.DialContext, b.agent.HTTPAddr); err != nil {
 		return f, err
 	}
 	took := make([]time.Duration, 0, b.options.Changes)
