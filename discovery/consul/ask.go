@@ -3,7 +3,6 @@
 package consul
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,20 +69,9 @@ func (r *run) options(q question) *api.QueryOptions {
 	if q.index > 0 {
 		o.WaitTime = q.wait
 	}
-	o.Namespace = tenancy(q.namespace, r.opts.Namespace)
-	o.Partition = tenancy(q.partition, r.opts.Partition)
+	o.Namespace = r.tenancy.namespace(q.namespace)
+	o.Partition = tenantOf(q.partition, r.opts.Partition, standard)
 	return o
-}
-
-// tenancy is the namespace or partition to ask for: that of what is asked about,
-// else the configured one. The default one is named where configuration names
-// some, since it would be taken for that otherwise; the community edition, where
-// none is configured, refuses any.
-func tenancy(of, configured string) string {
-	if configured == "" && of == standard {
-		return ""
-	}
-	return cmp.Or(of, configured)
 }
 
 // streaming is the backend of answers from views that the agent keeps.

@@ -203,6 +203,7 @@ func (r *run) takeLocal(all map[string]*agentService, listeners []Listener) {
 		return
 	}
 	r.all, r.listeners = all, listeners
+	r.tenancy.learn(all)
 	for _, s := range all {
 		if r.home.datacenter == "" {
 			r.home.datacenter = s.Datacenter // for a token that may not ask the agent
@@ -294,10 +295,10 @@ func (r *run) takeRoots(roots caRoots, _ *api.QueryMeta) {
 // takeNames is about the catalog: something in it changed, and which services
 // there are.
 func (r *run) takeNames(names map[string][]string, meta *api.QueryMeta) {
-	next := make(map[mesh.Name]bool, len(names))
+	next := make(map[string]bool, len(names))
 	for n := range names {
 		if n != "consul" {
-			next[mesh.Name{Namespace: r.opts.Namespace, Name: n}.Canonical()] = true
+			next[n] = true
 		}
 	}
 	if !maps.Equal(next, r.catalog) {

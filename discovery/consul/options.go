@@ -69,6 +69,7 @@ type Options struct {
 
 // Service is what configuration says about a local service.
 type Service struct {
+	// Name has no namespace where it is in that of the source.
 	Name mesh.Name
 	// Match says which processes it consists of; none: those of whoever
 	// listens on the port that it registered.
@@ -85,8 +86,8 @@ type Service struct {
 // Upstream is an explicit upstream.
 type Upstream struct {
 	Listen     netip.AddrPort
-	Service    mesh.Name
-	Datacenter string // empty: the agent's
+	Service    mesh.Name // likewise
+	Datacenter string    // empty: the agent's
 
 	gateway string // how it is reached elsewhere; empty: as its targets say
 }

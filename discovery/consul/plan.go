@@ -4,6 +4,7 @@ package consul
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -35,7 +36,7 @@ type localIndex struct {
 // configured returns what configuration says about a service here.
 func (r *run) configured(n mesh.Name) *Service {
 	for i := range r.opts.Services {
-		if r.opts.Services[i].Name.Canonical() == n {
+		if r.tenancy.within(r.opts.Services[i].Name) == n {
 			return &r.opts.Services[i]
 		}
 	}
@@ -63,6 +64,11 @@ func (r *run) indexLocal(ctx context.Context) {
 		ups, w := r.upstreams(n, s.of[n], configured)
 		s.upstreams[n] = ups
 		s.warnings = append(s.warnings, w...)
+	}
+	for i := range r.opts.Services {
+		if n := r.opts.Services[i].Name; r.tenancy.foreign(n) {
+			s.warnings = append(s.warnings, fmt.Sprintf("service %s of sources.consul.services is left out: the agent is asked about namespace %s, by consul.namespace or the token's", n, r.tenancy.own()))
+		}
 	}
 	r.match()
 	if !slices.Equal(before, s.names) {
@@ -135,7 +141,7 @@ func (r *run) wanted() map[chainKey]bool {
 func (r *run) known() map[mesh.Name]bool {
 	all := make(map[mesh.Name]bool, len(r.catalog))
 	for n := range r.catalog {
-		all[n] = true
+		all[r.tenancy.within(mesh.Name{Name: n})] = true
 	}
 	for _, kind := range []string{"service-resolver", "service-splitter", "service-router"} {
 		for n := range r.entries[kind] {
@@ -239,7 +245,7 @@ func (r *run) askMatches(ctx context.Context, names []mesh.Name, by api.Intentio
 	texts := make([]string, len(names))
 	for i, n := range names {
 		texts[i] = n.Name
-		if n.Namespace != standard || r.opts.Namespace != "" {
+		if r.tenancy.namespace(n.Namespace) != "" {
 			texts[i] = n.Namespace + "/" + n.Name
 		}
 	}

@@ -83,8 +83,8 @@ func (g *registrar) wanted() map[string]*api.AgentServiceRegistration {
 	r := g.run
 	wanted := make(map[string]*api.AgentServiceRegistration)
 	for _, s := range r.opts.Services {
-		if s.Register != nil {
-			row := s.Register.row(&s, r.self.Name)
+		if s.Register != nil && !r.tenancy.foreign(s.Name) {
+			row := s.Register.row(&s, r.self.Name, r.tenancy.namespace(s.Name.Namespace))
 			wanted[row.ID] = row
 		}
 	}

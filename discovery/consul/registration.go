@@ -40,14 +40,11 @@ type Check struct {
 // does not show its checks.
 const metaConfig = "meshproxy-config"
 
-func (g *Registration) row(s *Service, node string) *api.AgentServiceRegistration {
+func (g *Registration) row(s *Service, node, namespace string) *api.AgentServiceRegistration {
 	row := &api.AgentServiceRegistration{
-		ID: cmp.Or(g.ID, s.Name.Name), Name: s.Name.Name,
+		ID: cmp.Or(g.ID, s.Name.Name), Name: s.Name.Name, Namespace: namespace,
 		Port: int(g.Port), Address: g.Address, Tags: g.Tags, Meta: maps.Clone(g.Meta),
 		Weights: &api.AgentWeights{Passing: cmp.Or(g.Passing, 1), Warning: cmp.Or(g.Warning, 1)},
-	}
-	if s.Name.Namespace != standard {
-		row.Namespace = s.Name.Namespace
 	}
 	for _, c := range g.Checks {
 		check := &api.AgentServiceCheck{

@@ -30,13 +30,14 @@ type run struct {
 	kick    chan struct{} // asks for the local services now
 
 	translation
+	tenancy        tenancy
 	addressOfAgent string
 	all            map[string]*agentService // as the agent has them
 	asked          time.Time                // when the agent was asked for all
 	polled         [sha256.Size]byte        // sum of the agent's answer, for pollAgent
 	listeners      []Listener
 	services       localIndex
-	catalog        map[mesh.Name]bool // names of services
+	catalog        map[string]bool // names of services
 	entries        map[string]map[mesh.Name]configEntry
 	defaults       mesh.Action // of intentions
 	fallback       mesh.Action // the ACLs' default, until the agent says more
@@ -77,6 +78,7 @@ func newRun(s *Source, updates chan<- discovery.Update) *run {
 	r.translation = translation{
 		self: opts.Node, domain: opts.Domain, hbone: opts.HBONEPort, instances: r.instancesOf,
 	}
+	r.tenancy.configured = opts.Namespace
 	r.registrar.run, r.checks.run, r.fetches.run = r, r, r
 	return r
 }

@@ -9,10 +9,12 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/hashicorp/consul/api"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshproxy/meshproxy/discovery"
@@ -30,6 +32,8 @@ type enterprise struct {
 	namespace, partition string // of the service; empty: the community edition's
 	intentions           []map[string]any
 
+	registered chan api.AgentServiceRegistration // what the node registers
+
 	mu    sync.Mutex
 	asked map[string][]url.Values // by path
 }
@@ -41,6 +45,17 @@ func (e *enterprise) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	e.asked[r.URL.Path] = append(e.asked[r.URL.Path], r.URL.Query())
 	e.mu.Unlock()
+	if r.Method == http.MethodPut {
+		var row api.AgentServiceRegistration
+		if err := json.NewDecoder(r.Body).Decode(&row); err != nil {
+			panic(err) // hashicorp/consul/api wrote it
+		}
+		select {
+		case e.registered <- row:
+		case <-r.Context().Done():
+		}
+		return
+	}
 	const index = "7"
 	if r.URL.Query().Get("index") == index {
 		<-r.Context().Done() // nothing ever changes
@@ -84,7 +99,7 @@ func (e *enterprise) answer(r *http.Request) any {
 }
 
 // follow is a source of that agent, once it knows everything.
-func (e *enterprise) follow(t *testing.T, namespace, partition string) discovery.Update {
+func (e *enterprise) follow(t *testing.T, namespace, partition string, services ...consul.Service) *following {
 	t.Helper()
 	h := httptest.NewServer(e)
 	t.Cleanup(h.Close)
@@ -92,13 +107,14 @@ func (e *enterprise) follow(t *testing.T, namespace, partition string) discovery
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := start(t, consul.Options{
-		Agent: agent, Namespace: namespace, Partition: partition, HBONEPort: 15008,
+	return start(t, consul.Options{
+		Agent: agent, Namespace: namespace, Partition: partition, HBONEPort: 15008, Services: services,
 		Node:     mesh.Node{Name: "n1", Address: netip.MustParseAddr("127.0.0.1")},
 		Workload: mesh.Workload{Inbound: mesh.InboundStrict, Egress: mesh.EgressPassthrough},
 	})
-	return f.until("the service", func(u discovery.Update, err error) bool { return err == nil && len(u.Workloads) == 1 })
 }
+
+func hasWorkload(u discovery.Update, err error) bool { return err == nil && len(u.Workloads) == 1 }
 
 // TestTenancyIsAsked: what configuration names is named in every question; the
 // community edition, which refuses both, is not told of any.
@@ -114,7 +130,7 @@ func TestTenancyIsAsked(t *testing.T) {
 		{"the default ones, configured", &enterprise{namespace: "default", partition: "default"}, "default", "default"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			u := tt.server.follow(t, tt.namespace, tt.partition)
+			u := tt.server.follow(t, tt.namespace, tt.partition).until("the service", hasWorkload)
 			path := "/ns/default/dc/dc1/svc/web"
 			if tt.namespace == "team" {
 				path = "/ap/east/ns/team/dc/dc1/svc/web"
@@ -139,6 +155,53 @@ func TestTenancyIsAsked(t *testing.T) {
 	}
 }
 
+// TestOwnNamespace: what configuration says about services is about those of the
+// namespace that the agent is asked for, by configuration or by its token.
+func TestOwnNamespace(t *testing.T) {
+	const port, leftOut = 20001, "of sources.consul.services is left out"
+	for _, tt := range []struct {
+		name                string
+		server              *enterprise
+		configured, written string
+		meant               bool
+		registered          string // the namespace of what the node registers
+	}{
+		{"community edition", &enterprise{}, "", "", true, ""},
+		{"community edition, default", &enterprise{}, "", "default", true, ""},
+		{"configured", &enterprise{namespace: "team", partition: "east"}, "team", "", true, "team"},
+		{"configured and written", &enterprise{namespace: "team", partition: "east"}, "team", "team", true, "team"},
+		{"default, configured", &enterprise{namespace: "default", partition: "default"}, "default", "", true, "default"},
+		{"the token's", &enterprise{namespace: "team", partition: "east"}, "", "", true, ""},
+		{"the token's, written", &enterprise{namespace: "team", partition: "east"}, "", "team", true, ""},
+		{"another than the token's", &enterprise{namespace: "team", partition: "east"}, "", "default", false, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			listen := netip.MustParseAddrPort("127.0.0.1:9191")
+			s := consul.Service{
+				Name: mesh.Name{Namespace: tt.written, Name: "web"}, Port: port,
+				Upstreams: []consul.Upstream{{Listen: listen, Service: mesh.Name{Namespace: tt.written, Name: "web"}}},
+			}
+			shop := consul.Service{Name: mesh.Name{Namespace: tt.written, Name: "shop"}, Register: &consul.Registration{Port: 80}}
+			tt.server.registered = make(chan api.AgentServiceRegistration, 8)
+			u := tt.server.follow(t, tt.configured, "", s, shop).until("the service", hasWorkload)
+			w := u.Workloads[0]
+			if !tt.meant {
+				if w.MTLSPort != 0 || len(w.Upstreams) != 0 || !strings.Contains(strings.Join(u.Warnings, "\n"), leftOut) {
+					t.Errorf("workload %+v, warnings %q", w, u.Warnings)
+				}
+				return
+			}
+			want := []mesh.Upstream{{Listen: listen, Service: w.Name}}
+			if w.MTLSPort != port || !slices.Equal(w.Upstreams, want) || strings.Contains(strings.Join(u.Warnings, "\n"), leftOut) {
+				t.Errorf("workload %+v, warnings %q; want upstreams %v", w, u.Warnings, want)
+			}
+			if row := <-tt.server.registered; row.Name != "shop" || row.Namespace != tt.registered {
+				t.Errorf("registered: %s in namespace %q, want %q", row.Name, row.Namespace, tt.registered)
+			}
+		})
+	}
+}
+
 // TestIntentionsOfPartitions: a node in a partition heeds the intentions there,
 // tells the sources of partitions apart, and denies where it does not know whom
 // a denial means.
@@ -154,7 +217,7 @@ func TestIntentionsOfPartitions(t *testing.T) {
 		ix("east", "api", "", "deny", 9), ix("west", "db", "", "deny", 9), ix("", "cache", "", "deny", 9),
 		ix("", "batch", "all", "deny", 9), ix("", "ops", "all", "allow", 9), ix("east", "ops", "", "deny", 8),
 	}}
-	u := s.follow(t, "", "")
+	u := s.follow(t, "", "").until("the service", hasWorkload)
 	e := engine.Compile(mesh.PolicyDefaults{Default: mesh.ActionAllow}, u.Policies)
 	td := spiffeid.RequireTrustDomainFromString(enterpriseDomain)
 	for _, tt := range []struct {

@@ -30,7 +30,7 @@ func (r *run) upstreams(n mesh.Name, instances []*local, configured []Upstream) 
 		out = append(out, u)
 	}
 	for _, u := range configured {
-		u.Service = u.Service.Canonical()
+		u.Service.Namespace = cmp.Or(u.Service.Namespace, n.Namespace)
 		add(u, n.String())
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.all)) {

@@ -91,7 +91,6 @@ func consulService(v yamlconf.Value) consul.Service {
 	if ns := m.Get("namespace"); ns.Present() {
 		s.Name.Namespace = ns.Label()
 	}
-	s.Name = s.Name.Canonical()
 	m.Get("match").List(func(v yamlconf.Value) {
 		if sel, ok := static.Selector(v); ok {
 			s.Match = append(s.Match, sel)
@@ -202,9 +201,7 @@ func consulCheck(v yamlconf.Value) consul.Check {
 // shownConsulService is what YAML would hold.
 func shownConsulService(s *consul.Service) map[string]any {
 	out := map[string]any{"name": s.Name.Name}
-	if s.Name.Namespace != mesh.DefaultNamespace {
-		out["namespace"] = s.Name.Namespace
-	}
+	put(out, "namespace", s.Name.Namespace)
 	var match, ups []any
 	for _, sel := range s.Match {
 		match = append(match, map[string]any{sel.Kind.String(): sel.Value})

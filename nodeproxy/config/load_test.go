@@ -262,6 +262,14 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			name: "namespaces of Consul's services",
+			text: "consul: {namespace: team}\nidentity: {provider: consul}\nsources:\n  consul:\n    enabled: true\n    services: [{name: a}, {name: a, namespace: team}, {name: b, namespace: default}]\n",
+			want: []string{
+				`FILE:6: sources.consul.services: service a is there twice: consul.namespace is team; allowed: each service once`,
+				`FILE:6: sources.consul.services: service b in namespace default; allowed: services of namespace team, which consul.namespace says`,
+			},
+		},
+		{
 			name: "leaf cache", text: "identity:\n  leafCache: plain\n",
 			want: []string{`FILE:2:14: identity.leafCache: found "plain"; allowed: off, auto, host, tpm2, host+tpm2`},
 		},

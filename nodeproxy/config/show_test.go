@@ -224,3 +224,22 @@ func TestTrustDomainOfConsul(t *testing.T) {
 		}
 	}
 }
+
+// TestConsulNamespaces: what names no namespace is shown so, and is about that of
+// consul.namespace, whatever it is.
+func TestConsulNamespaces(t *testing.T) {
+	const services = "identity: {provider: consul}\nsources:\n  consul:\n    enabled: true\n    services:\n" +
+		"      - {name: a, upstreams: [{listen: \"127.0.0.1:1\", service: x}, {listen: \"127.0.0.1:2\", service: x, namespace: other}]}\n"
+	for _, head := range []string{"", "consul: {namespace: team}\n"} {
+		c := load(t, head+services)
+		s := c.ConsulOptions().Services[0]
+		if s.Name.Namespace != "" || s.Upstreams[0].Service.Namespace != "" || s.Upstreams[1].Service.Namespace != "other" {
+			t.Errorf("%s: service %+v", head, s)
+		}
+		shown := shownConsulService(&s)
+		ups, ok := shown["upstreams"].([]any)
+		if !ok || shown["namespace"] != nil || ups[0].(map[string]any)["namespace"] != nil || ups[1].(map[string]any)["namespace"] != "other" {
+			t.Errorf("%s: shown as %v", head, shown)
+		}
+	}
+}

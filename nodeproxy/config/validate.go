@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/meshproxy/meshproxy/discovery/consul"
 	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/yamlconf"
 	"github.com/meshproxy/meshproxy/nodeproxy/leafcache"
@@ -128,6 +129,23 @@ func (v *validation) unused(key string, set bool) {
 	}
 }
 
+// namespaces: the agent lists the services of one, and those that name none are in
+// it.
+func (v *validation) namespaces(services []consul.Service) {
+	const key = "sources.consul.services"
+	own, seen := v.c.Consul.Namespace, make(map[string]bool)
+	for i := range services {
+		n := services[i].Name
+		switch {
+		case own != "" && n.Namespace != "" && n.Namespace != own:
+			v.fail(key, "services of namespace "+own+", which consul.namespace says", "service %s in namespace %s", n.Name, n.Namespace)
+		case own != "" && seen[n.Name]:
+			v.fail(key, "each service once", "service %s is there twice: consul.namespace is %s", n.Name, own)
+		}
+		seen[n.Name] = true
+	}
+}
+
 func (v *validation) consul() {
 	if src := &v.c.Sources.Consul; src.Enabled {
 		if v.c.Identity.Provider == ProviderEmbedded {
@@ -136,6 +154,7 @@ func (v *validation) consul() {
 		if src.Register && !v.c.Listeners.InboundMTLS.IsValid() {
 			v.fail("sources.consul.register", "listeners.inboundMTLS with it, or false", "true, and no port for those who would dial it")
 		}
+		v.namespaces(src.Services)
 	} else if len(src.Services) > 0 {
 		v.fail("sources.consul.services", "sources.consul.enabled: true with it", "services, and the source is off")
 	}
