@@ -106,10 +106,10 @@ func Open(opts Options) (_ *Capture, err error) {
 		return nil, err
 	}
 	if c.ownNetNS, err = netcookie.Of(netns.Own); err != nil {
-		return nil, fmt.Errorf("read namespace cookie: %w", err)
+		return nil, unprivileged(fmt.Errorf("read namespace cookie: %w", err))
 	}
 	if c.kernel, err = load(c.place, c.root, &opts); err != nil {
-		return nil, err
+		return nil, unprivileged(err)
 	}
 	if err := c.mapMemory(); err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/meshproxy/meshproxy/bpf"
+	"github.com/meshproxy/meshproxy/sockmap/internal/capability"
 )
 
 // kernelState is what is loaded: the maps that all programs share, pinned, and
@@ -101,7 +102,7 @@ func newCollection(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, opts *O
 	co := ebpf.CollectionOptions{MapReplacements: maps}
 	coll, err := ebpf.NewCollectionWithOptions(spec, co)
 	var refused *ebpf.VerifierError
-	if errors.As(err, &refused) {
+	if errors.As(err, &refused) && lacking() == "" {
 		opts.Logger.Warn("workloads of this node use the proxy among themselves", "error", refused)
 		opts.features.direct = false
 		if err := setConstants(spec, map[string]any{"have_direct": flag(false)}); err != nil {
@@ -113,6 +114,26 @@ func newCollection(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, opts *O
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	return coll, nil
+}
+
+// lacking names the capabilities that programs take and the process doesn't have.
+func lacking() string {
+	has, err := capability.Effective()
+	if err != nil {
+		return "" // the kernel refuses all the same
+	}
+	return has.Lacks(capability.BPF, capability.NetAdmin, capability.PerfMon)
+}
+
+// unprivileged names the capabilities that the process lacks as the cause of an
+// error. What the kernel says without them depends on what is loaded first, which
+// is another program each time: that it isn't permitted, or that there is no such
+// function.
+func unprivileged(err error) error {
+	if missing := lacking(); missing != "" {
+		return fmt.Errorf("without %s: %w", missing, err)
+	}
+	return err
 }
 
 // install makes sure that the state below p is that of this build: adopts what

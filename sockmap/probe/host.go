@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/sockmap/cgroup"
+	"github.com/meshproxy/meshproxy/sockmap/internal/capability"
 )
 
 // wantFiles is how many descriptors a busy node needs: two for a connection
@@ -140,8 +141,8 @@ func lookAtBPFFS(dir string) (string, error) {
 		return "", fmt.Errorf("look at %s: %w", dir, err)
 	}
 	if uint32(st.Type) == unix.SYSFS_MAGIC {
-		caps, err := effective()
-		if err == nil && caps&(1<<unix.CAP_SYS_ADMIN) != 0 {
+		has, err := capability.Effective()
+		if err == nil && has.Has(capability.SysAdmin) {
 			return dir, noted("not mounted yet; run mounts it")
 		}
 	}
