@@ -108,10 +108,16 @@ func (f *following) now() (discovery.Update, error) {
 	return f.last, f.err
 }
 
-// until waits for the view to be as it should.
+// lookAgain is how often until asks without another view.
+const lookAgain = 100 * time.Millisecond
+
+// until waits for the view to be as it should, and the agent: what a condition
+// asks it may become true without a change of the view.
 func (f *following) until(what string, ok func(u discovery.Update, err error) bool) discovery.Update {
 	f.t.Helper()
 	deadline := time.After(within)
+	again := time.NewTicker(lookAgain)
+	defer again.Stop()
 	for {
 		u, err := f.now()
 		if ok(u, err) {
@@ -119,6 +125,7 @@ func (f *following) until(what string, ok func(u discovery.Update, err error) bo
 		}
 		select {
 		case <-f.changed:
+		case <-again.C:
 		case <-deadline:
 			f.t.Fatalf("waiting for %s: error %v; warnings %q; %s", what, err, u.Warnings, describe(u))
 		}
