@@ -100,7 +100,7 @@ func plainly(address string, err error) error {
 	var errno syscall.Errno
 	var timeout net.Error
 	switch {
-	case errors.Is(err, errNoLeader), errors.Is(err, errStale):
+	case errors.Is(err, errNoLeader), errors.Is(err, errStale), errors.Is(err, errUnseen):
 		return err
 	case errors.As(err, &status):
 		body, _, _ := strings.Cut(strings.TrimSpace(status.Body), "\n")

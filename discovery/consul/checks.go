@@ -19,6 +19,7 @@ type checks struct {
 	stale bool // which targets have a query of their own is to be settled
 
 	failing  map[string]map[checkKey]bool // by state: what is in it
+	indexes  map[string]uint64            // by state: of that answer
 	byNode   map[string]map[*targetState]bool
 	byName   map[string]map[*targetState]bool // by the rows' service
 	watching func()                           // ends the watch of states; nil without one
@@ -29,7 +30,8 @@ type checks struct {
 type checkKey struct{ node, id, service string }
 
 // assign gives targets their own queries, explicit upstreams and services here
-// first, and has the others watched.
+// first, then those in other datacenters, whose checks no query here shows, and
+// has the others watched.
 func (c *checks) assign(ctx context.Context) {
 	if !c.stale {
 		c.sweeping.next(ctx, c)
@@ -43,7 +45,7 @@ func (c *checks) assign(ctx context.Context) {
 		all = append(all, t)
 	}
 	slices.SortFunc(all, func(a, b *targetState) int {
-		return cmp.Or(rank(!first[a])-rank(!first[b]), rank(a.stop == nil)-rank(b.stop == nil), cmp.Compare(a.key.String(), b.key.String()))
+		return cmp.Or(rank(!first[a])-rank(!first[b]), rank(r.here(a))-rank(r.here(b)), rank(a.stop == nil)-rank(b.stop == nil), cmp.Compare(a.key.String(), b.key.String()))
 	})
 	for i, t := range all {
 		switch {
@@ -145,42 +147,52 @@ func (c *checks) watch(ctx context.Context, on bool) {
 	}
 	r := c.run
 	ctx, c.watching = context.WithCancel(ctx)
-	c.failing = make(map[string]map[checkKey]bool)
+	c.failing, c.indexes = make(map[string]map[checkKey]bool), make(map[string]uint64)
 	for _, state := range failingStates {
 		r.tasks.Go(func() {
-			follow(ctx, r, queryChecks+state, get[[]checkRow](r, question{path: "/v1/health/state/" + state}), func(list []checkRow, _ *api.QueryMeta) {
-				c.take(state, list)
+			follow(ctx, r, queryChecks+state, get[[]checkRow](r, question{path: "/v1/health/state/" + state}), func(list []checkRow, meta *api.QueryMeta) {
+				c.take(state, list, meta.LastIndex)
 			})
 		})
 	}
 }
 
-// changeWait is how long a view may lag behind the check that changed.
-const changeWait = time.Second
-
 // take has the targets asked for that the difference is about. One that enters
-// a state says since which index; of one that has left it, no more is known than
-// that something changed, unless it is in the other state by now.
-func (c *checks) take(state string, list []checkRow) {
+// a state says since which index. One that has left it, and is not in the other
+// state by now, did so after the answer before. With no such answer, what changed
+// since the targets were fetched matters: what entered shows in its index, and the
+// rest is for a sweep.
+func (c *checks) take(state string, list []checkRow, index uint64) {
 	now := make(map[checkKey]bool, len(list))
 	before, known := c.failing[state]
-	c.failing[state] = now
+	last := c.indexes[state]
+	c.failing[state], c.indexes[state] = now, index
+	if !known {
+		c.sweeping.wanted = true
+	}
 	for i := range list {
 		k := checkKey{list[i].Node, list[i].CheckID, list[i].ServiceName}
 		now[k] = true
-		if known && !before[k] {
+		if !before[k] {
 			c.touched(k, func(t *targetState) {
-				t.since = max(t.since, list[i].ModifyIndex)
-				c.run.fetches.target(t, 0)
+				if known || list[i].ModifyIndex > t.index {
+					c.changed(t, list[i].ModifyIndex, 0)
+				}
 			})
 		}
 	}
-	// With nothing to compare with, the targets have just been fetched.
 	for k := range before {
 		if !now[k] && !c.fails(k) {
-			c.touched(k, func(t *targetState) { c.run.fetches.target(t, changeWait) })
+			c.touched(k, func(t *targetState) { c.changed(t, last+1, changeWait) })
 		}
 	}
+}
+
+// changed has a target asked for that changed at an index or after it.
+func (c *checks) changed(t *targetState, since uint64, wait time.Duration) {
+	t.since = max(t.since, since)
+	t.late.tries = 0
+	c.run.fetches.target(t, wait)
 }
 
 // fails reports whether a check is in one of the states.
@@ -189,14 +201,14 @@ func (c *checks) fails(k checkKey) bool {
 }
 
 // touched does something about the targets of a check that have no query of their
-// own.
+// own. Those in other datacenters have other checks.
 func (c *checks) touched(k checkKey, ask func(*targetState)) {
 	set := c.byName[k.service]
 	if k.service == "" {
 		set = c.byNode[k.node]
 	}
 	for t := range set {
-		if t.stop == nil {
+		if t.stop == nil && c.run.here(t) {
 			ask(t)
 		}
 	}

@@ -25,5 +25,7 @@
 // every target asked whether its index moved, at most for a small share of the
 // time: all of them on one connection, one question after another, and once more
 // by the ordinary way those that it did. The questions reach the views that the
-// agent keeps (agent/submatview) and no server.
+// agent keeps (agent/submatview) and no server. A view may be late, or have nothing
+// in it yet: a target whose answer is older than the change that is known of is
+// asked for again, and what is known stays until the view has something to say.
 package consul

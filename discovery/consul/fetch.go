@@ -43,7 +43,8 @@ type targetState struct {
 	job       job
 	stop      func() // ends its own blocking query; nil without one
 	wait      time.Duration
-	since     uint64    // the last change that is known of is not older
+	since     uint64 // the last change that is known of is not older
+	late      lateness
 	doubtful  time.Time // since when some status is one of before; zero: none is
 	again     bool      // it will be asked for once more
 }
@@ -144,8 +145,8 @@ func (f *fetches) target(t *targetState, wait time.Duration) {
 	t.wait = max(t.wait, wait)
 	f.add(&t.job, func(ctx context.Context) func() func() {
 		index, wait := t.index, max(t.wait, sweepWait)
-		if t.since > t.index {
-			wait = max(wait, changeWait) // the view may lag behind the check
+		if t.behind() {
+			wait = max(wait, changeWait)
 		}
 		t.wait = 0 // what comes from now on is for the next time
 		known := t.known()
@@ -307,9 +308,14 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 		return
 	}
 	r.worked(queryTargets)
+	if r.unseen(t, instances, meta) {
+		return
+	}
+	r.worked(t.query())
 	r.lacksRows(t, meta)
 	first := !t.answered
 	t.index, t.filtered, t.answered = meta.LastIndex, meta.ResultsFilteredByACLs, true
+	r.catchUp(t)
 	r.believe(t, instances, first)
 	if slices.Equal(t.instances, instances) {
 		return
@@ -320,56 +326,6 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 		c.dirty = true
 	}
 	r.changed = true
-}
-
-// uncheckedFor is how long an instance stays as it was while its checks have not
-// run yet: the interval and the timeout of those that agents give to sidecars.
-const uncheckedFor = 15 * time.Second
-
-// believe keeps the status that instances had before their agent was restarted:
-// it calls everything critical until the checks have run, each of them after up
-// to its interval (agent.loadChecks). A node that was restarted as well knows it
-// from its last snapshot when it hears of a target for the first time.
-func (r *run) believe(t *targetState, instances []instance, first bool) {
-	waiting := false
-	for i := range instances {
-		in := &instances[i]
-		if !in.unchecked {
-			continue
-		}
-		before := r.before(t, in, first)
-		if before == statusCritical {
-			continue
-		}
-		if t.doubtful.IsZero() {
-			t.doubtful = time.Now()
-		}
-		if time.Since(t.doubtful) < uncheckedFor {
-			in.status = before
-			waiting = true
-		}
-	}
-	switch {
-	case !waiting:
-		t.doubtful = time.Time{}
-	case !t.again:
-		t.again = true
-		r.afterwards(uncheckedFor, func() {
-			t.again = false
-			r.fetches.target(t, sweepWait)
-		})
-	}
-}
-
-// before is the status of an instance until now; critical where it is new.
-func (r *run) before(t *targetState, in *instance, first bool) string {
-	if i := slices.IndexFunc(t.instances, func(b instance) bool { return b.node == in.node && b.id == in.id }); i >= 0 {
-		return t.instances[i].status
-	}
-	if service := (mesh.Name{Namespace: t.key.namespace, Name: t.key.service}); first && r.last.healthy(service, in, r.locals[in.fronts]) {
-		return statusPassing
-	}
-	return statusCritical
 }
 
 func (r *run) lacksRows(t *targetState, meta *api.QueryMeta) {

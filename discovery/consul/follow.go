@@ -108,7 +108,7 @@ func unlessLate(ctx context.Context, index uint64, late time.Time) context.Conte
 // not tell them that these have begun anew (agent/submatview).
 func (r *run) restored() {
 	for _, t := range r.targets {
-		t.index = 0
+		t.index, t.since = 0, 0
 		if t.stop != nil {
 			t.stop()
 			t.stop = nil

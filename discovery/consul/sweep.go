@@ -14,20 +14,22 @@ const (
 	// sweepShare bounds the time spent on sweeps: after one that took a
 	// second, the next one begins sweepShare seconds later at the earliest.
 	sweepShare = 10
-	// sweepAgain is when a sweep is repeated: the agent's views may lag
-	// behind the servers that said that something changed.
-	sweepAgain = time.Second
 	// sweepInterval is how often everything is asked again all the same.
 	sweepInterval = 5 * time.Minute
 	// sweepWait is the wait of a question that is not to wait.
 	sweepWait = time.Millisecond
 )
 
+// sweepAgain is when a sweep is repeated: the agent's views may lag behind the
+// servers that said that something changed, and which of them it is about no
+// answer says.
+var sweepAgain = []time.Duration{time.Second, 5 * time.Second}
+
 // sweep asks every target that has no query of its own whether it changed.
 type sweep struct {
 	wanted   bool
-	due      time.Time // when it may begin
-	repeat   bool      // once more after this one
+	due      time.Time       // when it may begin
+	repeats  []time.Duration // when it is to be repeated
 	began    time.Time
 	underWay bool
 	glancing bool   // it has begun
@@ -36,7 +38,7 @@ type sweep struct {
 
 // sweepSoon is called when something in the catalog changed.
 func (c *checks) sweepSoon() {
-	c.sweeping.wanted, c.sweeping.repeat = true, true
+	c.sweeping.wanted, c.sweeping.repeats = true, sweepAgain
 }
 
 // next begins a sweep if one is wanted and due, and sets the alarm for the
@@ -50,8 +52,9 @@ func (s *sweep) next(ctx context.Context, c *checks) {
 		s.underWay = false
 		s.due = now.Add(sweepShare * now.Sub(s.began))
 		after := sweepInterval
-		if s.repeat {
-			s.repeat, after = false, max(sweepAgain, s.due.Sub(now))
+		if len(s.repeats) > 0 {
+			after = max(s.repeats[0], s.due.Sub(now))
+			s.repeats = s.repeats[1:]
 		}
 		s.alarm(ctx, c, after)
 	}
@@ -59,7 +62,7 @@ func (s *sweep) next(ctx context.Context, c *checks) {
 		return
 	}
 	if c.watching == nil {
-		s.wanted, s.repeat = false, false
+		s.wanted, s.repeats = false, nil
 		return
 	}
 	if now.Before(s.due) {
