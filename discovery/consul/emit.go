@@ -3,7 +3,6 @@
 package consul
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -81,6 +80,9 @@ func (r *run) view() discovery.Update {
 		list, warnings := r.policies(n, r.to[n], r.services.byDefault, r.ignorant(n))
 		u.Policies = append(u.Policies, list...)
 		u.Warnings = append(u.Warnings, warnings...)
+		if text := r.takePlaintext(w, list); text != "" {
+			u.Warnings = append(u.Warnings, text)
+		}
 	}
 	for _, m := range []map[string]string{r.denied, r.partial} {
 		for _, what := range slices.Sorted(maps.Keys(m)) {
@@ -119,10 +121,6 @@ func (r *run) base(n mesh.Name) mesh.Workload {
 	w := r.opts.Workload
 	if c := r.configured(n); c != nil {
 		w.MTLSPort = c.Port
-	}
-	mode := cmp.Or(r.entries[kindServiceDefaults][n].MutualTLSMode, r.entries[kindProxyDefaults][globalEntry].MutualTLSMode)
-	if mode == string(mesh.InboundPermissive) && w.Inbound == mesh.InboundStrict {
-		w.Inbound = mesh.InboundPermissive
 	}
 	for _, e := range r.entries[kindMesh] { // there is one
 		if e.TransparentProxy.MeshDestinationsOnly {
