@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -48,6 +49,26 @@ func localServices(all map[string]*agentService, address netip.Addr) (map[string
 		out[id] = l
 	}
 	return out, warnings
+}
+
+// metaEnabled is the key of a service's metadata by which it is left out: "false".
+const metaEnabled = "meshproxy-enabled"
+
+// leaveOut takes out of the local services those that configuration, or else their
+// registration, wants left alone.
+func (r *run) leaveOut() (warnings []string) {
+	for _, id := range slices.Sorted(maps.Keys(r.locals)) {
+		l := r.locals[id]
+		text, said := l.Meta[metaEnabled]
+		enabled, err := strconv.ParseBool(text)
+		if said && err != nil {
+			warnings = append(warnings, fmt.Sprintf("service %s: its metadata has %s: %q, which is neither true nor false; it is in the mesh", id, metaEnabled, text))
+		}
+		if c := r.configured(l.name); c != nil && c.LeftOut || said && err == nil && !enabled {
+			delete(r.locals, id)
+		}
+	}
+	return warnings
 }
 
 // byName groups the instances by service, both in order.

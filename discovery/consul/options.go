@@ -71,6 +71,9 @@ type Options struct {
 type Service struct {
 	// Name has no namespace where it is in that of the source.
 	Name mesh.Name
+	// LeftOut is one that the node leaves alone: it is no workload, and has no
+	// connect-proxy row.
+	LeftOut bool
 	// Match says which processes it consists of; none: those of whoever
 	// listens on the port that it registered.
 	Match []mesh.Selector

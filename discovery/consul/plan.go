@@ -51,6 +51,7 @@ func (r *run) indexLocal(ctx context.Context) {
 		address, _ = netip.ParseAddr(r.addressOfAgent)
 	}
 	r.locals, s.warnings = localServices(r.all, address)
+	s.warnings = append(s.warnings, r.leaveOut()...)
 	before := s.names
 	s.names, s.of = byName(r.locals)
 	s.upstreams = make(map[mesh.Name][]Upstream, len(s.names))

@@ -47,7 +47,8 @@ type registrar struct {
 	anew    bool      // and those of proxies registered, whatever the agent has
 	acted   time.Time // when a row was changed last
 	begun   bool
-	working map[string]bool // ids
+	working map[string]bool        // ids
+	again   map[time.Duration]bool // pauses after which what failed is tried again
 }
 
 // keep registers what is missing or differs, and deregisters what is too much.
@@ -59,22 +60,27 @@ func (g *registrar) keep() {
 		return // an answer from before a change would have it made again
 	}
 	g.stale, g.begun = false, true
-	for what := range r.denied {
-		if strings.HasPrefix(what, registering) || strings.HasPrefix(what, deregistering) {
-			r.forget(what) // what still fails says so again
-		}
-	}
 	anew := g.anew
 	g.anew = false
 	wanted := g.wanted()
+	tried := make(map[string]bool)
+	do := func(id, what string, act func(context.Context) error) {
+		tried[what+id] = true
+		g.do(id, what, act)
+	}
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
 		if row := wanted[id]; anew && row.Kind == api.ServiceKindConnectProxy || !sameRow(r.all[id], row) {
-			g.do(id, registering, func(ctx context.Context) error { return r.register(ctx, row) })
+			do(id, registering, func(ctx context.Context) error { return r.register(ctx, row) })
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.all)) {
 		if wanted[id] == nil && r.all[id].Meta[metaNode] == r.self.Name {
-			g.do(id, deregistering, func(ctx context.Context) error { return deregister(ctx, r.opts.Agent, id) })
+			do(id, deregistering, func(ctx context.Context) error { return deregister(ctx, r.opts.Agent, id) })
+		}
+	}
+	for what := range r.denied { // what goes on to fail is said until it works
+		if !tried[what] && (strings.HasPrefix(what, registering) || strings.HasPrefix(what, deregistering)) {
+			r.forget(what)
 		}
 	}
 }
@@ -133,6 +139,7 @@ func (g *registrar) do(id, what string, act func(context.Context) error) {
 func (g *registrar) done(query, id string, err error) {
 	r := g.run
 	g.acted = time.Now()
+	pause := registerPause
 	switch {
 	case err == nil:
 		r.log.Info("Consul agent's services changed", "did", query)
@@ -144,14 +151,22 @@ func (g *registrar) done(query, id string, err error) {
 		return
 	case refused(err):
 		r.deny(query, err)
+		pause = deniedPause
 	default:
-		r.log.Warn("change the Consul agent's services", "failed", query, "error", plainly(r.opts.Agent.Address(), err))
 		if text := plainly(r.opts.Agent.Address(), err).Error(); r.denied[query] != text {
+			r.log.Warn("change the Consul agent's services", "failed", query, "error", text)
 			r.denied[query] = text
 			r.changed = true
 		}
 	}
-	r.afterwards(registerPause, func() { g.stale = true })
+	if g.again[pause] {
+		return // one attempt for all that failed
+	}
+	if g.again == nil {
+		g.again = make(map[time.Duration]bool)
+	}
+	g.again[pause] = true
+	r.afterwards(pause, func() { g.again[pause], g.stale = false, true })
 }
 
 // register registers a row. An agent registers a proxy once more by itself when

@@ -163,6 +163,9 @@ func enrolledBy(o config.Origins) ([]*mesh.Workload, error) {
 	}
 	for i := range conf.Sources.Consul.Services {
 		s := &conf.Sources.Consul.Services[i]
+		if s.LeftOut {
+			continue
+		}
 		workloads = append(workloads, &mesh.Workload{Name: s.Name, Selectors: s.Match})
 	}
 	return workloads, nil

@@ -60,7 +60,7 @@ func (c *Config) ConsulOptions() consul.Options {
 // consulServices is a list of mappings with a shape of their own.
 func consulServices(p *[]consul.Service) value {
 	return value{
-		want: "a mapping with name, and any of namespace, match, port, upstreams, register",
+		want: "a mapping with name, and any of namespace, enabled, match, port, upstreams, register",
 		list: true, kind: kindTree, fields: []string{},
 		set: func(r raw) error {
 			s := consulService(r.at)
@@ -90,6 +90,14 @@ func consulService(v yamlconf.Value) consul.Service {
 	s := consul.Service{Name: mesh.Name{Name: m.Required("name").Text()}}
 	if ns := m.Get("namespace"); ns.Present() {
 		s.Name.Namespace = ns.Label()
+	}
+	if on := m.Get("enabled"); on.Present() {
+		s.LeftOut = !on.Bool()
+	}
+	for _, key := range []string{"match", "port", "upstreams"} {
+		if x := m.Get(key); s.LeftOut && x.Present() {
+			x.Reject("found "+key+" beside enabled: false", "no "+key+": the node has nothing to do with the service")
+		}
 	}
 	m.Get("match").List(func(v yamlconf.Value) {
 		if sel, ok := static.Selector(v); ok {
@@ -202,6 +210,9 @@ func consulCheck(v yamlconf.Value) consul.Check {
 func shownConsulService(s *consul.Service) map[string]any {
 	out := map[string]any{"name": s.Name.Name}
 	put(out, "namespace", s.Name.Namespace)
+	if s.LeftOut {
+		out["enabled"] = false
+	}
 	var match, ups []any
 	for _, sel := range s.Match {
 		match = append(match, map[string]any{sel.Kind.String(): sel.Value})

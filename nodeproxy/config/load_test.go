@@ -262,6 +262,14 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			name: "a service left out",
+			text: "identity: {provider: consul}\nsources:\n  consul:\n    enabled: true\n    services:\n      - {name: a, enabled: false, register: {port: 1}}\n      - {name: b, enabled: no}\n      - {name: c, enabled: false, port: 20001}\n",
+			want: []string{
+				`FILE:7:28: sources.consul.services[1].enabled: found "no"; allowed: true or false`,
+				`FILE:8:41: sources.consul.services[2].port: found port beside enabled: false; allowed: no port: the node has nothing to do with the service`,
+			},
+		},
+		{
 			name: "namespaces of Consul's services",
 			text: "consul: {namespace: team}\nidentity: {provider: consul}\nsources:\n  consul:\n    enabled: true\n    services: [{name: a}, {name: a, namespace: team}, {name: b, namespace: default}]\n",
 			want: []string{

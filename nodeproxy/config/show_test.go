@@ -225,6 +225,18 @@ func TestTrustDomainOfConsul(t *testing.T) {
 	}
 }
 
+// TestConsulLeftOut: what is left out is shown so, and reads as it is shown.
+func TestConsulLeftOut(t *testing.T) {
+	c := load(t, "{identity: {provider: consul}, sources: {consul: {enabled: true, services: [{name: a, enabled: false}, {name: b, enabled: true}]}}}")
+	list := c.ConsulOptions().Services
+	if !list[0].LeftOut || list[1].LeftOut {
+		t.Errorf("services %+v", list)
+	}
+	if shown := fmt.Sprint(shownConsulService(&list[0]), shownConsulService(&list[1])); shown != "map[enabled:false name:a] map[name:b]" {
+		t.Errorf("shown as %s", shown)
+	}
+}
+
 // TestConsulNamespaces: what names no namespace is shown so, and is about that of
 // consul.namespace, whatever it is.
 func TestConsulNamespaces(t *testing.T) {
