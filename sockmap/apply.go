@@ -165,7 +165,7 @@ func (c *Capture) prune(p *plan) error {
 	if err := c.cidrExclusions.prune(p.cidrs); err != nil {
 		return err
 	}
-	return c.names.retain(p.ids)
+	return c.forgetNames(p.ids)
 }
 
 func (c *Capture) plan(s *State) (*plan, error) {

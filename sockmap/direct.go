@@ -94,7 +94,7 @@ func (c *Capture) DirectConnections() ([]DirectConnection, error) {
 	}
 	list := make([]DirectConnection, 0, len(raw))
 	for cookie, d := range raw {
-		if d.Closed == 0 {
+		if d.Closed == 0 && d.Workload != 0 { // else the self-test's
 			list = append(list, c.directConnection(cookie, &d, now))
 		}
 	}
@@ -128,7 +128,7 @@ func (c *Capture) ReportDirect(wanted bool) error {
 }
 
 // CloseDirect closes a connection: its client gets ECONNABORTED, its server a
-// reset. The error wraps sockdiag.ErrGone when it is not there, or not yet: a
+// reset, or the other way round if the client's namespace is not attached. The error wraps sockdiag.ErrGone when it is not there, or not yet: a
 // connection that has not sent its SYN can't be closed, and is listed again.
 func (c *Capture) CloseDirect(d *DirectConnection) error {
 	c.mu.Lock()
@@ -136,7 +136,18 @@ func (c *Capture) CloseDirect(d *DirectConnection) error {
 	if c.closed {
 		return ErrClosed
 	}
-	ns := c.namespaces[d.netns]
+	err := c.closeIn(d.netns, func(s *sockdiag.Socket) error {
+		return s.Destroy(&sockdiag.Connection{Local: d.Client, Remote: d.Endpoint.Addr, IPv6: d.ipv6, Cookie: d.Cookie})
+	})
+	if errors.Is(err, ErrUnknownNetNS) {
+		// No workload is there any more. The other end's is still known.
+		return c.closeIn(d.Endpoint.NetNS, func(s *sockdiag.Socket) error { return destroyServer(s, d) })
+	}
+	return err
+}
+
+func (c *Capture) closeIn(netns uint64, destroy func(*sockdiag.Socket) error) error {
+	ns := c.namespaces[netns]
 	if ns == nil || ns.fd == nil {
 		return ErrUnknownNetNS
 	}
@@ -145,7 +156,39 @@ func (c *Capture) CloseDirect(d *DirectConnection) error {
 		return fmt.Errorf("close connection: %w", err)
 	}
 	defer s.Close()
-	return s.Destroy(&sockdiag.Connection{Local: d.Client, Remote: d.Endpoint.Addr, IPv6: d.ipv6, Cookie: d.Cookie})
+	return destroy(s)
+}
+
+// destroyServer closes a connection at its server, whose cookie nobody has noted.
+func destroyServer(s *sockdiag.Socket, d *DirectConnection) error {
+	ends, err := s.Connections(sockdiag.Filter{
+		Local: whole(d.Endpoint.Addr), LocalPort: d.Endpoint.Addr.Port(), Remote: whole(d.Client), RemotePort: d.Client.Port(),
+	})
+	if err != nil {
+		return err
+	}
+	if len(ends) == 0 {
+		return sockdiag.ErrGone
+	}
+	return s.Destroy(&ends[0])
+}
+
+func whole(a netip.AddrPort) netip.Prefix { return netip.PrefixFrom(a.Addr(), a.Addr().BitLen()) }
+
+// forgetNames forgets the names that are in use no more. A direct connection may
+// outlive the workloads and the service that it belongs to.
+func (c *Capture) forgetNames(inUse map[uint32]bool) error {
+	if !c.names.strange(inUse) {
+		return nil
+	}
+	raw, err := contents[uint64, bpf.CaptureDirect](c.kernel.maps[bpf.CaptureMapDirects])
+	if err != nil {
+		return err
+	}
+	for _, d := range raw {
+		inUse[d.Workload], inUse[d.Service], inUse[d.Endpoint] = true, true, true
+	}
+	return c.names.retain(inUse)
 }
 
 // undialled is when a connection that never sent a SYN (there was no route, or

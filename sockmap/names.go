@@ -137,6 +137,16 @@ func (n *names) retain(inUse map[uint32]bool) error {
 	return nil
 }
 
+// strange reports whether a name has a number that is not in use.
+func (n *names) strange(inUse map[uint32]bool) bool {
+	for id := range n.byID {
+		if !inUse[id] {
+			return true
+		}
+	}
+	return false
+}
+
 // name returns the name that id stands for, zero if none. Unlike the rest it
 // may be called from any goroutine.
 func (n *names) name(id uint32) mesh.Name {

@@ -69,7 +69,7 @@ func (s *inbound) elsewhere(failed error) (l4.Target, error) {
 	if err := s.identify(v); err != nil {
 		return l4.Target{}, err
 	}
-	r, _ := s.request()
+	r := s.request()
 	d := v.engine.Decide(r)
 	if s.policy = d.Policy; !d.Allowed {
 		return l4.Target{}, reason.Wrap(reason.PolicyDenied, denial(r, d))

@@ -4,7 +4,6 @@ package node
 
 import (
 	"errors"
-	"net/netip"
 
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	"github.com/meshproxy/meshproxy/nodeproxy/config"
@@ -157,7 +156,7 @@ func (d *direct) judge(l sockmap.Local) {
 // verdict is what policy says of a workload and an endpoint, where that is the
 // same whatever the client's address, and nobody wants to hear of it.
 func verdict(v *view, w *mesh.Workload, l sockmap.Local) sockmap.Verdict {
-	r := directRequest(v, w, l, netip.AddrPort{})
+	r := (&between{source: w.Name, workload: l.Workload, at: l.Addr}).request(v)
 	for _, p := range v.snapshot.Policies() {
 		if aboutAddresses(p) && aims(p, &r) {
 			return sockmap.Ask
@@ -172,14 +171,6 @@ func verdict(v *view, w *mesh.Workload, l sockmap.Local) sockmap.Verdict {
 	default:
 		return sockmap.Deny
 	}
-}
-
-func directRequest(v *view, w *mesh.Workload, l sockmap.Local, client netip.AddrPort) policy.Request {
-	r := policy.Request{Identity: w.Identity, Source: client, Workload: l.Workload, Port: l.Addr.Port()}
-	for _, t := range v.snapshot.LocalEndpoints(l.Addr) {
-		r.Services = append(r.Services, t.Service.Name)
-	}
-	return r
 }
 
 func aboutAddresses(p *mesh.Policy) bool {
@@ -242,7 +233,7 @@ func (n *Node) reaches(source mesh.Name, l sockmap.Local) bool {
 	return err == nil && a.IsValid()
 }
 
-// closeIllegal closes the direct connections that the policy in force denies.
+// closeIllegal closes the direct connections that may not be open any more.
 // It reports whether there are some that can't be closed yet, because their
 // sockets have not sent anything.
 func (n *Node) closeIllegal() (again bool) {
@@ -254,13 +245,9 @@ func (n *Node) closeIllegal() (again bool) {
 	}
 	for i := range list {
 		c := &list[i]
-		w := v.snapshot.Workload(c.Source)
-		if w == nil {
-			continue
-		}
-		r := directRequest(v, w, c.Endpoint, c.Client)
-		d := v.engine.Decide(r)
-		if d.Allowed {
+		b := between{source: c.Source, client: c.Client, workload: c.Endpoint.Workload, service: c.Service, at: c.Endpoint.Addr}
+		why := b.illegal(v)
+		if why == nil {
 			continue
 		}
 		err := n.capture.CloseDirect(c)
@@ -270,7 +257,7 @@ func (n *Node) closeIllegal() (again bool) {
 		case err != nil:
 			n.log.Error("close direct connection", "source", c.Source, "service", c.Service, "error", err)
 		default:
-			n.directDenied(c, denial(r, d).Error())
+			n.directDenied(c, why.Error())
 		}
 	}
 	return again

@@ -81,7 +81,7 @@ func (g plainRouter) Route(c *l4.Client) (l4.Route, error) {
 
 // admit applies policy.
 func (g *gate) admit(v *view, s *inbound) (l4.Route, error) {
-	r, _ := s.request()
+	r := s.request()
 	d := v.engine.Decide(r)
 	s.policy = d.Policy
 	if !d.Allowed {
@@ -140,8 +140,16 @@ func (s *inbound) identify(v *view) error {
 	return nil
 }
 
-// request implements judged.
-func (s *inbound) request() (policy.Request, bool) {
+// illegal implements judged.
+func (s *inbound) illegal(v *view) error {
+	r := s.request()
+	if d := v.engine.Decide(r); !d.Allowed {
+		return denial(r, d)
+	}
+	return nil
+}
+
+func (s *inbound) request() policy.Request {
 	r := policy.Request{
 		Identity: s.peer,
 		Source:   s.client,
@@ -152,7 +160,7 @@ func (s *inbound) request() (policy.Request, bool) {
 	if s.speaker.IsValid() {
 		r.Source, r.Claimed = s.speaker, s.client.Addr()
 	}
-	return r, true
+	return r
 }
 
 // Next implements l4.Session: the address that was asked for, then loopback

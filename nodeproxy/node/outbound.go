@@ -14,7 +14,6 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/balance"
 	"github.com/meshproxy/meshproxy/nodeproxy/identity"
 	"github.com/meshproxy/meshproxy/nodeproxy/l4"
-	"github.com/meshproxy/meshproxy/nodeproxy/policy"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
@@ -194,34 +193,36 @@ func (s *outbound) local() bool {
 
 // judge applies this node's policy to a connection that ends here.
 func (s *outbound) judge() error {
-	r, here := s.request()
-	if !here {
+	if !s.endsHere() {
 		return nil
 	}
-	d := s.router.node.views.load().engine.Decide(r)
-	if !d.Allowed {
-		return reason.Wrap(reason.PolicyDenied, denial(r, d))
+	v, b := s.router.node.views.load(), s.between()
+	if err := b.illegal(v); err != nil {
+		return reason.Wrap(reason.PolicyDenied, err)
 	}
-	audited(s.router.node.metrics, s.record, r, d)
+	r := b.request(v)
+	audited(s.router.node.metrics, s.record, r, v.engine.Decide(r))
 	return nil
 }
 
-// request implements judged: a connection to an endpoint of this node.
-func (s *outbound) request() (policy.Request, bool) {
-	if s.endpoint == nil || !s.local() || s.endpoint.Transport == mesh.TransportNone {
-		return policy.Request{}, false
+// illegal implements judged.
+func (s *outbound) illegal(v *view) error {
+	if !s.endsHere() {
+		return nil
 	}
-	at := s.endpoint.AddrPort(s.port)
-	r := policy.Request{
-		Identity: s.source.Identity,
-		Source:   s.trueSource(),
-		Workload: s.endpoint.Workload,
-		Port:     at.Port(),
+	return s.between().illegal(v)
+}
+
+// endsHere says whether this node's policy is about the connection.
+func (s *outbound) endsHere() bool {
+	return s.endpoint != nil && s.local() && s.endpoint.Transport != mesh.TransportNone
+}
+
+func (s *outbound) between() *between {
+	return &between{
+		source: s.source.Name, client: s.trueSource(),
+		workload: s.endpoint.Workload, service: s.service.Name, at: s.endpoint.AddrPort(s.port),
 	}
-	for _, t := range s.router.node.views.load().snapshot.LocalEndpoints(at) {
-		r.Services = append(r.Services, t.Service.Name)
-	}
-	return r, true
 }
 
 func (s *outbound) trueSource() netip.AddrPort {

@@ -52,24 +52,20 @@ func detail(err error) string {
 
 // judged is a session that this node's policy may be about.
 type judged interface {
-	// request is what the policy is asked; false when the connection ends on
-	// another node, whose policy decides.
-	request() (policy.Request, bool)
+	// illegal returns why the connection may not be open; nil lets it be, as one
+	// that ends on another node, whose policy decides.
+	illegal(v *view) error
 }
 
 // illegal returns why a session must end under the policy in force; nil lets it
 // live.
-func illegal(engine *policy.Engine, s any) error {
+func illegal(v *view, s any) error {
 	j, ok := s.(judged)
 	if !ok {
 		return nil
 	}
-	r, here := j.request()
-	if !here {
-		return nil
-	}
-	if d := engine.Decide(r); !d.Allowed {
-		return reason.Wrap(reason.PolicyChanged, denial(r, d))
+	if err := j.illegal(v); err != nil {
+		return reason.Wrap(reason.PolicyChanged, err)
 	}
 	return nil
 }

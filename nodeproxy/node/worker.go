@@ -167,9 +167,9 @@ func (w *worker) seat() tunnel.Seat {
 
 // revalidate closes what the policy in force does not allow any more.
 func (w *worker) revalidate() {
-	engine := w.node.views.load().engine
+	v := w.node.views.load()
 	_ = w.loop.Post(func() {
-		closed := w.relays.CloseIf(func(s l4.Session) error { return illegal(engine, s) })
+		closed := w.relays.CloseIf(func(s l4.Session) error { return illegal(v, s) })
 		if closed > 0 {
 			w.node.log.Info("closed connections that policy does not allow any more", "loop", w.loop.Name(), "connections", closed)
 		}
