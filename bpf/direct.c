@@ -124,6 +124,16 @@ INLINE void direct_closed(struct bpf_sock_ops *ctx, const struct socket *s, __u3
 	end_closed(cookie, d, d->sockets[SIDE_SERVER] ? 1 : 2);
 }
 
+/* A client's end of which only the record is this layout's. */
+INLINE void former_closed(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct direct *d = bpf_map_lookup_elem(&directs, &cookie);
+
+	if (d)
+		end_closed(cookie, d, 2);
+}
+
 /* Makes the socket an end of a spliced connection. The hooks of connections
  * that are just established are the only ones that may. */
 INLINE int insert(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct tcp_sock *tcp, const struct splice *end)

@@ -106,6 +106,8 @@ INLINE void closed(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 before)
 
 	settle_end(sk, before);
 	end_hop(sk);
+	if (!s)
+		former_closed(ctx);
 	if (!tcp || !s || !(s->flags & (SOCKET_CAPTURED | SOCKET_OWN | SOCKET_DIRECT)))
 		return;
 	client_key(ctx, tcp, &key);

@@ -45,7 +45,7 @@ func (c *Capture) Apply(s State) error {
 	if err := c.install(); err != nil {
 		return err
 	}
-	return c.place.dropOthers()
+	return c.dropOthers()
 }
 
 // usable says whether this process still owns the state, with mu held.

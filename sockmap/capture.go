@@ -129,7 +129,7 @@ func Open(opts Options) (_ *Capture, err error) {
 	if err := c.install(); err != nil {
 		return nil, err
 	}
-	if err := c.place.dropOthers(); err != nil {
+	if err := c.dropOthers(); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -40,6 +40,14 @@ func (c *Capture) Apart() bool {
 	return c.kernel.apart
 }
 
+// InForce reports whether this process's programs are: they are not before
+// TakeOver, nor, where state of another layout is there, before the first Apply.
+func (c *Capture) InForce() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kernel.pending == nil
+}
+
 // Prepare fills the maps if no other process uses them, so that less is left to
 // do in TakeOver.
 func (c *Capture) Prepare(s State) error {
@@ -72,7 +80,7 @@ func (c *Capture) Commit() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.place.shared = false
-	return c.place.dropOthers()
+	return c.dropOthers()
 }
 
 // Yield leaves the state to the process that follows. Flow, OwnSocket and Stats
@@ -157,5 +165,5 @@ func (c *Capture) restore() error {
 	}
 	c.place.shared = false
 	c.dropKept()
-	return c.place.dropOthers()
+	return c.dropOthers()
 }

@@ -214,6 +214,10 @@ func (n *Node) becomeReady(s *mesh.Snapshot) {
 	if err := n.manager.Ready(text); err != nil {
 		n.log.Warn("notify service manager", "error", err)
 	}
+	// Not before capture was, which took the place of another layout's.
+	if err := n.applySplicing(n.conf.Load()); err != nil {
+		n.log.Error("splice connections", "error", err)
+	}
 }
 
 // summary is the line that the service manager shows.

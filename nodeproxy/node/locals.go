@@ -58,6 +58,17 @@ func (n *Node) directViews() []telemetry.View {
 	return views
 }
 
+// openDirectly counts them, which the counters don't tell: they begin anew with
+// another layout, and what was open before goes on.
+func (n *Node) openDirectly() (open uint64) {
+	for _, v := range n.directViews() {
+		if v.Connected {
+			open++
+		}
+	}
+	return open
+}
+
 func (n *Node) directView(d *sockmap.DirectConnection) telemetry.View {
 	path := telemetry.PathLocal
 	if d.Spliced {

@@ -24,6 +24,9 @@ func (n *Node) startSplice(context.Context) error {
 // applySplicing puts the configuration's word in force, and the command's. When
 // it is to be on for the first time the self-test decides.
 func (n *Node) applySplicing(c *config.Config) error {
+	if !n.capture.InForce() {
+		return nil // once it is
+	}
 	if err := n.capture.PauseSplicing(n.unspliced(c.Splicing)); err != nil {
 		return err
 	}
@@ -79,17 +82,17 @@ func (n *Node) SetSplice(_ context.Context, s api.SpliceControl) (api.Splice, er
 		return api.Splice{}, err
 	}
 	n.log.Info("splicing", "on", stats.Splice.On, "reason", stats.Splice.Reason)
-	return *spliceStatus(&stats), nil
+	return *n.spliceStatus(&stats), nil
 }
 
 // spliceStatus is what status says of the direct way.
-func spliceStatus(stats *sockmap.Stats) *api.Splice {
+func (n *Node) spliceStatus(stats *sockmap.Stats) *api.Splice {
 	s := &api.Splice{
 		On: stats.Splice.On, Paused: stats.Splice.Paused != "", Reason: stats.Splice.Reason,
 		Test: stats.Splice.Test.Took, Accepted: stats.Splice.Test.Accepted,
 	}
 	r := directReading(stats)
-	s.Opened, s.Active, s.Spliced = r.Opened, r.Opened-min(r.Opened, r.Closed), r.Spliced
+	s.Opened, s.Active, s.Spliced = r.Opened, n.openDirectly(), r.Spliced
 	s.Sent, s.Received, s.Redirected, s.Fallbacks = r.Sent, r.Received, r.Redirected, r.Fallbacks
 	s.Hops, s.Blind = splicedHops(stats), stats.Splice.Blind
 	for _, r := range stats.Readers {

@@ -189,7 +189,7 @@ func (n *Node) captureStatus(c *config.Config) api.Capture {
 		st.Refused += r.Count
 	}
 	st.Flows = stats.Flows
-	st.Splice = *spliceStatus(&stats)
+	st.Splice = *n.spliceStatus(&stats)
 	return st
 }
 

@@ -23,6 +23,9 @@ import (
 // lockFile is the name of the lock on the kernel's state in an offer.
 const lockFile = "lock"
 
+// anotherServes is why a process that has state of its own splices nothing any more.
+const anotherServes = "another process serves"
+
 // switchTimeout is how long the new process may take from the moment in which
 // this one gives way. Nothing is left then that depends on anybody else.
 const switchTimeout = 10 * time.Second
@@ -96,9 +99,11 @@ func (n *Node) handOver(ctx context.Context, next *handover.Successor) (handover
 		return handover.Serving{}, err
 	}
 	if apart {
-		// Its maps end with this process, and with them what is redirected.
-		if err := n.capture.PauseHops("another process serves"); err != nil {
-			return handover.Serving{}, err
+		// The maps of hops end with this process, and with them what is redirected;
+		// direct connections live on, where the next process can't pause them.
+		err := errors.Join(n.capture.PauseHops(anotherServes), n.capture.PauseSplicing(anotherServes))
+		if err != nil {
+			return handover.Serving{}, errors.Join(err, n.applySplicing(n.conf.Load()))
 		}
 	}
 	if err := n.capture.Yield(); err != nil {

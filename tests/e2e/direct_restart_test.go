@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,9 +131,15 @@ func (w *absence) hold(kind string) {
 	}
 }
 
-// areSpliced wants the connections that are used to be listed, all of them spliced;
-// those of fresh calls are gone soon.
+// areSpliced wants the connections that are used to be listed, all of them spliced.
 func (w *absence) areSpliced() {
+	w.Helper()
+	w.areListed("splice")
+}
+
+// areListed wants the connections that are used to be listed, by that path unless it
+// is empty; those of fresh calls are gone soon.
+func (w *absence) areListed(path string) {
 	w.Helper()
 	before := time.Now()
 	w.eventually("connections are listed", func() error {
@@ -139,18 +147,18 @@ func (w *absence) areSpliced() {
 		if err != nil {
 			return err
 		}
-		spliced := 0
+		listed := 0
 		for _, c := range all.Connections {
 			if c.Opened.After(before) {
 				continue
 			}
-			if c.Path != "splice" || c.Service == "" || c.SourceIdentity == "" || c.DestinationIdentity == "" {
+			if path != "" && c.Path != path || c.Service == "" || c.SourceIdentity == "" || c.DestinationIdentity == "" {
 				return fmt.Errorf("%+v", c)
 			}
-			spliced++
+			listed++
 		}
-		if spliced != len(w.used) {
-			return fmt.Errorf("%d are, want %d", spliced, len(w.used))
+		if listed != len(w.used) {
+			return fmt.Errorf("%d are, want %d", listed, len(w.used))
 		}
 		return nil
 	})
@@ -256,10 +264,80 @@ func TestPolicyChangesWithoutProxy(t *testing.T) {
 func TestDirectUpgrade(t *testing.T) {
 	w := newAbsence(t)
 	w.goOn()
-	w.install("a", programs.meshproxy)
+	w.upgrade(programs.meshproxy)
+	w.unharmed()
+	w.areSpliced()
+	w.deny()()
+}
+
+// directToAnotherLayout: connections that were opened by the programs of another
+// layout go on, are listed, and are closed when policy changes; be the upgrade
+// orderly or not, and the next process killed or not.
+func directToAnotherLayout(t *testing.T, other string) {
+	for _, tc := range []struct {
+		name string
+		next func(w *absence)
+	}{
+		{"upgraded", func(w *absence) { w.upgrade(other) }},
+		{"upgraded and killed", func(w *absence) {
+			w.upgrade(other)
+			w.killLast()
+			w.startNode()
+		}},
+		{"upgraded and back", func(w *absence) {
+			w.upgrade(other)
+			w.upgrade(programs.meshproxy)
+		}},
+		{"killed before", func(w *absence) {
+			w.kill("a")
+			w.install("a", other)
+			w.startNode()
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newAbsence(t)
+			w.goOn()
+			tc.next(w)
+			w.goOn()
+			for _, c := range w.used {
+				w.undisturbed(c.Process, 0)
+			}
+			w.areListed("")
+			// One that ends is forgotten.
+			if err := w.used[0].Stop(w.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			w.used = w.used[1:]
+			w.areListed("")
+			w.deny()()
+		})
+	}
+}
+
+// killLast kills the process that has taken over, which the lab has not started.
+func (w *absence) killLast() {
+	w.Helper()
+	pid := w.status("a").PID
+	w.nodes["a"].Admin.Close()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		w.Fatal(err)
+	}
+	w.eventually("it is gone", func() error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && len(text) > 0 { // a zombie has none
+			return fmt.Errorf("%q is there", text)
+		}
+		return nil
+	})
+}
+
+// upgrade has another program take over, and waits until the one before has ended.
+func (w *absence) upgrade(program string) {
+	w.Helper()
+	w.install("a", program)
 	u, err := w.nodes["a"].Admin.Upgrade(w.ctx())
 	if err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
 	w.hold("since the upgrade")
 	w.goOn()
@@ -270,7 +348,4 @@ func TestDirectUpgrade(t *testing.T) {
 		return nil
 	})
 	w.goOn()
-	w.unharmed()
-	w.areSpliced()
-	w.deny()()
 }

@@ -275,6 +275,11 @@ func TestUpgradeFails(t *testing.T) {
 // others, and back.
 func TestUpgradeToAnotherLayout(t *testing.T) {
 	other := buildOtherLayout(t)
+	t.Run("through the proxy", func(t *testing.T) { upgradeToAnotherLayout(t, other) })
+	t.Run("without the proxy", func(t *testing.T) { directToAnotherLayout(t, other) })
+}
+
+func upgradeToAnotherLayout(t *testing.T, other string) {
 	l := upgradeLab(t, programs.meshproxy, meshnode.Options{Extra: "drainTimeout: 10s\n"})
 	load := l.loaded()
 	l.upgraded("a", 1)
