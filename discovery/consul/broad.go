@@ -105,7 +105,7 @@ func (r *run) pollAgent(ctx context.Context) {
 			}
 		}
 		interval := r.pollOnce(ctx)
-		t := time.NewTimer(jittered(interval))
+		t := time.NewTimer(r.random.jittered(interval))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -139,7 +139,7 @@ func (r *run) pollLeader(ctx context.Context) {
 				r.worked(queryLeader)
 			}
 		})
-		if !sleep(ctx, jittered(leaderInterval)) {
+		if !sleep(ctx, r.random.jittered(leaderInterval)) {
 			return
 		}
 	}

@@ -370,7 +370,7 @@ func (r *run) later(f func()) { r.afterwards(retryPause, f) }
 func (r *run) afterwards(d time.Duration, f func()) {
 	ctx := r.ctx
 	r.tasks.Go(func() {
-		if sleep(ctx, jittered(d)) {
+		if sleep(ctx, r.random.jittered(d)) {
 			r.post(ctx, f)
 		}
 	})

@@ -4,7 +4,6 @@ package consul
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -24,8 +23,24 @@ const (
 	noIndexPause = 5 * time.Second
 )
 
+// random draws from [0, n), as rand.N does, for any goroutine.
+type random func(n time.Duration) time.Duration
+
 // jittered is between half of d and one and a half of it.
-func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+func (r random) jittered(d time.Duration) time.Duration { return d/2 + r(d) }
+
+// backoff are the pauses after failures in a row.
+type backoff struct{ last time.Duration }
+
+func (b *backoff) next(err error) time.Duration {
+	b.last = min(max(2*b.last, minPause), maxPause)
+	if refused(err) {
+		return deniedPause
+	}
+	return b.last
+}
+
+func (b *backoff) reset() { b.last = 0 }
 
 // asker asks a question with an index to wait for a change of.
 type asker[T any] func(ctx context.Context, index uint64, wait time.Duration) (T, *api.QueryMeta, error)
@@ -38,9 +53,9 @@ type asker[T any] func(ctx context.Context, index uint64, wait time.Duration) (T
 func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take func(T, *api.QueryMeta)) {
 	var index, latest uint64 // to wait for, and that of the last answer
 	var last time.Time       // of the last answer
-	pause := minPause
+	var pause backoff
 	for {
-		wait, asked := longWait+rand.N(longWait/5), time.Now()
+		wait, asked := longWait+r.random(longWait/5), time.Now()
 		v, meta, err := ask(unlessLate(ctx, index, asked.Add(wait/2)), index, wait)
 		if ctx.Err() != nil {
 			return
@@ -51,19 +66,14 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 					r.failed(what, err)
 				}
 			})
-			rest := jittered(pause)
-			pause = min(2*pause, maxPause)
-			if refused(err) {
-				rest = jittered(deniedPause)
-			}
 			// Whatever it was, the next answer is to come at once.
 			index = 0
-			if !sleep(ctx, rest) {
+			if !sleep(ctx, r.random.jittered(pause.next(err))) {
 				return
 			}
 			continue
 		}
-		pause = minPause
+		pause.reset()
 		stuck := index != 0 && meta.LastIndex == index && time.Since(asked) < wait/2
 		changed := index == 0 || meta.LastIndex != index || stuck
 		backwards := meta.LastIndex < latest
@@ -84,9 +94,9 @@ func follow[T any](ctx context.Context, r *run, what string, ask asker[T], take 
 		switch {
 		case index == 0 || stuck:
 			index = 0
-			rest = jittered(noIndexPause)
+			rest = r.random.jittered(noIndexPause)
 		case backwards:
-			rest = jittered(minPause)
+			rest = r.random.jittered(minPause)
 		}
 		if !sleep(ctx, rest) {
 			return

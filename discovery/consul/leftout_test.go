@@ -119,6 +119,6 @@ func TestLeftOut(t *testing.T) {
 	web.Meta = map[string]string{"meshproxy-enabled": "maybe"}
 	s.Register(t, web)
 	f.untilWithin("a warning", func(u discovery.Update) bool {
-		return workload(u, "web") != nil && strings.Contains(strings.Join(u.Warnings, "\n"), `meshproxy-enabled: "maybe", which is neither true nor false`)
+		return workload(u, "web") != nil && strings.Contains(strings.Join(u.Warnings, "\n"), `meshproxy-enabled = "maybe", which is neither true nor false`)
 	})
 }

@@ -7,10 +7,10 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 )
 
@@ -51,20 +51,16 @@ func localServices(all map[string]*agentService, address netip.Addr) (map[string
 	return out, warnings
 }
 
-// metaEnabled is the key of a service's metadata by which it is left out: "false".
-const metaEnabled = "meshproxy-enabled"
-
 // leaveOut takes out of the local services those that configuration, or else their
 // registration, wants left alone.
 func (r *run) leaveOut() (warnings []string) {
 	for _, id := range slices.Sorted(maps.Keys(r.locals)) {
 		l := r.locals[id]
-		text, said := l.Meta[metaEnabled]
-		enabled, err := strconv.ParseBool(text)
-		if said && err != nil {
-			warnings = append(warnings, fmt.Sprintf("service %s: its metadata has %s: %q, which is neither true nor false; it is in the mesh", id, metaEnabled, text))
+		out, err := consulagent.LeftOut(l.Meta)
+		if err != nil {
+			warnings = append(warnings, fmt.Sprintf("service %s is in the mesh: %v", id, err))
 		}
-		if c := r.configured(l.name); c != nil && c.LeftOut || said && err == nil && !enabled {
+		if c := r.configured(l.name); out || c != nil && c.LeftOut {
 			delete(r.locals, id)
 		}
 	}

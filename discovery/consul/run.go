@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -46,6 +47,7 @@ type run struct {
 	answered       []mesh.Name        // services that to is about
 	intentions     func()             // ends the queries about them
 
+	random    random
 	last      remembered
 	chains    map[chainKey]*chainState
 	targets   map[targetKey]*targetState
@@ -74,6 +76,7 @@ func newRun(s *Source, updates chan<- discovery.Update) *run {
 		entries: make(map[string]map[mesh.Name]configEntry),
 		heard:   make(map[string]bool), failing: make(map[string]error), denied: make(map[string]string), partial: make(map[string]string),
 		unreadable: make(map[mesh.Name]bool), last: s.last,
+		random: rand.N[time.Duration],
 	}
 	r.translation = translation{
 		self: opts.Node, domain: opts.Domain, hbone: opts.HBONEPort, instances: r.instancesOf,

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 
 	"github.com/hashicorp/consul/api"
 )
@@ -25,7 +26,8 @@ type Standing struct {
 	ACLs bool
 	// Token is its description, or accessor.
 	Token string
-	// Services are those registered with the agent that the token may read.
+	// Services are those registered with the agent that the token may read, and
+	// that are not left out.
 	Services []string
 	// Lacking are the rules that the token would need, as in a policy.
 	Lacking []string
@@ -39,6 +41,26 @@ type Needs struct {
 	Register bool
 	// Services are further ones, beside those registered with the agent.
 	Services []string
+	// LeftOut are those that the node leaves alone, beside what their metadata
+	// says.
+	LeftOut []string
+}
+
+// metaEnabled is the key of a service's metadata by which it is left out of the mesh.
+const metaEnabled = "meshproxy-enabled"
+
+// LeftOut reports whether a registration's metadata leaves the service out of the
+// mesh. With an error it does not.
+func LeftOut(meta map[string]string) (bool, error) {
+	text, said := meta[metaEnabled]
+	enabled, err := strconv.ParseBool(text)
+	switch {
+	case !said:
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("its metadata has %s = %q, which is neither true nor false", metaEnabled, text)
+	}
+	return !enabled, nil
 }
 
 // ErrToken is returned when Consul doesn't know the token.
@@ -70,10 +92,12 @@ func (a *Agent) Look(ctx context.Context, needs Needs) (s Standing, err error) {
 		return s, err
 	}
 	for _, one := range all {
-		if one.Connect == nil || !one.Connect.Native {
-			needs.Services = append(needs.Services, one.Service)
-			s.Services = append(s.Services, one.Service)
+		out, _ := LeftOut(one.Meta)
+		if one.Connect != nil && one.Connect.Native || out || slices.Contains(needs.LeftOut, one.Service) {
+			continue
 		}
+		needs.Services = append(needs.Services, one.Service)
+		s.Services = append(s.Services, one.Service)
 	}
 	if !s.ACLs || !needs.Mesh {
 		return s, nil

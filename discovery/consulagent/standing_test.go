@@ -21,7 +21,9 @@ func TestLook(t *testing.T) {
 	t.Parallel()
 	s := consul.Start(t, consul.Options{Dev: true, Node: "n1", ACLDefaultDeny: true})
 	s.Register(t, &api.AgentServiceRegistration{Name: "web", Port: 8080})
-	needs := consulagent.Needs{Mesh: true, Register: true, Services: []string{"batch", "web"}}
+	s.Register(t, &api.AgentServiceRegistration{Name: "exporter", Port: 9100})
+	s.Register(t, &api.AgentServiceRegistration{Name: "backup", Port: 9101, Meta: map[string]string{"meshproxy-enabled": "false"}})
+	needs := consulagent.Needs{Mesh: true, Register: true, Services: []string{"batch", "web"}, LeftOut: []string{"exporter"}}
 	const readAll = `service_prefix "" { policy = "read" } node_prefix "" { policy = "read" } agent_prefix "" { policy = "read" }`
 	for _, tt := range []struct {
 		name, rules string
@@ -35,23 +37,23 @@ func TestLook(t *testing.T) {
 			[]string{"web"},
 			[]string{`service "batch-sidecar-proxy" { policy = "write" }`, `service "web-sidecar-proxy" { policy = "write" }`},
 		},
-		{"rows are not kept", readAll + ` service "web" { policy = "write" }`, consulagent.Needs{Mesh: true}, []string{"web"}, nil},
+		{"rows are not kept", readAll + ` service "web" { policy = "write" }`, consulagent.Needs{Mesh: true, LeftOut: []string{"exporter"}}, []string{"web"}, nil},
 		{
 			"no intentions", readAll + ` service "web" { policy = "write" intentions = "deny" }`,
-			consulagent.Needs{Mesh: true},
+			consulagent.Needs{Mesh: true, LeftOut: []string{"exporter"}},
 			[]string{"web"},
 			[]string{`service "web" { intentions = "read" }`},
 		},
 		{
 			"nothing", ``,
-			consulagent.Needs{Mesh: true, Services: []string{"web"}},
+			consulagent.Needs{Mesh: true, Services: []string{"web"}, LeftOut: []string{"exporter"}},
 			nil,
 			[]string{
 				`agent "n1" { policy = "read" }`, `service_prefix "" { policy = "read" }`, `node_prefix "" { policy = "read" }`,
 				`service "web" { policy = "write" }`, `service "web" { intentions = "read" }`,
 			},
 		},
-		{"only leaves are wanted", readAll, consulagent.Needs{}, []string{"web"}, nil},
+		{"only leaves are wanted", readAll, consulagent.Needs{LeftOut: []string{"exporter"}}, []string{"web"}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			token := s.Token(t, tt.rules)
@@ -100,7 +102,7 @@ func TestLookWithoutACLs(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Look(context.Background(), consulagent.Needs{Mesh: true}); err == nil || errors.Is(err, consulagent.ErrToken) {
+	if _, err := a.Look(context.Background(), consulagent.Needs{Mesh: true, LeftOut: []string{"exporter"}}); err == nil || errors.Is(err, consulagent.ErrToken) {
 		t.Errorf("of an agent that is away: %v", err)
 	}
 }

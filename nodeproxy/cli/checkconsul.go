@@ -40,7 +40,12 @@ func checkConsul(ctx context.Context, conf *config.Config) []probe.Finding {
 	src := &conf.Sources.Consul
 	needs := consulagent.Needs{Mesh: src.Enabled, Register: src.Register}
 	for i := range src.Services {
-		needs.Services = append(needs.Services, src.Services[i].Name.Name)
+		name := src.Services[i].Name.Name
+		if src.Services[i].LeftOut {
+			needs.LeftOut = append(needs.LeftOut, name)
+			continue
+		}
+		needs.Services = append(needs.Services, name)
 	}
 	s, err := agent.Look(ctx, needs)
 	return describeConsul(agent.Address(), &s, err)
