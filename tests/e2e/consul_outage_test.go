@@ -64,10 +64,11 @@ func TestConsulOutage(t *testing.T) {
 	}}
 	since := load.marks()
 
+	l.fresh("a")
 	began, lasts := time.Now(), outage(t)
 	l.stopConsul()
 	load.goOn()
-	l.stale("a", "cannot be reached")
+	gone := l.stale("a", "cannot be reached", began)
 	l.waitUntil(began.Add(lasts / 3))
 	// Its open connection has something to say until after the process is told
 	// to end.
@@ -83,7 +84,9 @@ func TestConsulOutage(t *testing.T) {
 	}
 	load.goOn()
 	load.calls["open from the restart on"] = l.call(a, "client", "-tcp", "127.0.0.1:9191", "-rate", "20")
-	l.stale("a", "cannot be reached")
+	if again := l.stale("a", "cannot be reached", began); !again.Equal(gone) {
+		t.Errorf("stale since %v, after a restart since %v", gone, again)
+	}
 	l.waitUntil(began.Add(lasts))
 
 	// The agent first: the server would call a node critical that is not there.
@@ -119,20 +122,26 @@ func (l *lab) waitUntil(at time.Time) {
 	<-timer.C
 }
 
-// stale waits until the node says that what it knows from Consul is of before,
-// since when, and why.
-func (l *consulLab) stale(host, why string) {
+// stale waits until the node says that what it knows from Consul is of before, and
+// why. It returns since when, which is between the end of Consul and now.
+func (l *consulLab) stale(host, why string, ended time.Time) (since time.Time) {
 	l.Helper()
 	l.eventually(host+" to miss Consul", func() error {
 		src, err := l.source(host)
 		if err != nil {
 			return err
 		}
-		if !src.Stale || src.Since.IsZero() || !containsAll(src.Error, []string{why}) {
+		if !src.Stale || !containsAll(src.Error, []string{why}) {
 			return fmt.Errorf("source %+v, want one that is stale because of %q", src, why)
 		}
+		since = src.Since
 		return nil
 	})
+	if now := time.Now(); since.Before(ended) || since.After(now) {
+		l.Errorf("%s is stale since %v; Consul ended at %v, and now it is %v", host, since, ended, now)
+	}
+	l.Logf("%s is stale since %v after Consul's end began", host, since.Sub(ended).Round(time.Millisecond))
+	return since
 }
 
 // fresh waits until the node follows Consul again, for services and identities.
@@ -191,8 +200,10 @@ func TestConsulLeaderLost(t *testing.T) {
 	leader.RotateCA(t)
 	l.rotated(before, 2)
 
+	l.fresh("a")
+	killed := time.Now()
 	must(t, l.agents["b"].Kill())
-	l.stale("a", "no leader")
+	l.stale("a", "no leader", killed)
 	load.goOn()
 	for _, host := range []string{"b", "c"} {
 		// Neither has a leader before the other one is there.

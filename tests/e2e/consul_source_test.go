@@ -189,21 +189,12 @@ func TestConsulAway(t *testing.T) {
 	a := l.net.Host("a")
 	l.reaches(a, "client", "127.0.0.1:9191", "far")
 	calls := l.call(a, "client", "-tcp", "127.0.0.1:9191")
+	l.fresh("a")
+	ended := time.Now()
 	for _, host := range []string{"a", "b"} { // the server, on b, last
 		must(t, l.agents[host].Stop())
 	}
-	l.eventually("the node to say so", func() error {
-		s, err := l.nodes["a"].Admin.Status(l.ctx())
-		if err != nil {
-			return err
-		}
-		for _, src := range s.Sources {
-			if src.Name == "consul" && src.Stale && strings.Contains(src.Error, "cannot be reached") && !src.Since.IsZero() {
-				return nil
-			}
-		}
-		return fmt.Errorf("sources %+v", s.Sources)
-	})
+	gone := l.stale("a", "cannot be reached", ended)
 	from := mark(calls)
 	l.awaitCall(calls, from, "calls that go on", succeeded)
 	if n := sumOf(calls, from); n.Errors != 0 {
@@ -213,6 +204,9 @@ func TestConsulAway(t *testing.T) {
 	must(t, calls.Stop(l.ctx())) // its connection would be drained for long
 	must(t, l.nodes["a"].Stop(l.ctx()))
 	l.startServicesOn("a")
+	if again := l.stale("a", "cannot be reached", ended); !again.Equal(gone) {
+		t.Errorf("stale since %v, after a restart since %v", gone, again)
+	}
 	if e := l.endpoints("a", "far")["10.77.0.2:8080"]; e.Health != api.HealthHealthy {
 		t.Errorf("after a restart without Consul far is at %+v", l.endpoints("a", "far"))
 	}
