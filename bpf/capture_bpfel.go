@@ -563,6 +563,7 @@ const (
 	CaptureMapHopEnds           = "hop_ends"
 	CaptureMapHopTraffic        = "hop_traffic"
 	CaptureMapHopping           = "hopping"
+	CaptureMapHoppingApps       = "hopping_apps"
 	CaptureMapHops              = "hops"
 	CaptureMapInboundListeners  = "inbound_listeners"
 	CaptureMapLocals            = "locals"
@@ -685,6 +686,7 @@ type CaptureMapSpecs struct {
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	HoppingApps      *ebpf.MapSpec `ebpf:"hopping_apps"`
 	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
@@ -759,6 +761,7 @@ type CaptureMaps struct {
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
+	HoppingApps      *ebpf.Map `ebpf:"hopping_apps"`
 	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
@@ -797,6 +800,7 @@ func (m *CaptureMaps) Close() error {
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,
+		m.HoppingApps,
 		m.Hops,
 		m.InboundListeners,
 		m.Locals,

@@ -150,7 +150,8 @@ INLINE int redirect_hop(struct sk_msg_md *msg, struct hop_end *e)
 	struct splice_key peer = e->peer;
 
 	/* SK_DROP when the other end is not there; the verdict is ours. */
-	if (bpf_msg_redirect_hash(msg, &hopping, &peer, BPF_F_INGRESS) != SK_PASS)
+	if ((e->proxy ? bpf_msg_redirect_hash(msg, &hopping_apps, &peer, BPF_F_INGRESS)
+		      : bpf_msg_redirect_hash(msg, &hopping, &peer, BPF_F_INGRESS)) != SK_PASS)
 		return 0;
 	e->messages++;
 	e->fallback = FALLBACK_NONE;
@@ -230,6 +231,20 @@ int hop(struct sk_msg_md *msg)
 	return SK_PASS;
 }
 
+/* Whether an application has yet to read what the proxy sent by TCP. It would be
+ * lost with the socket's place in the map when it is queued there. */
+INLINE int is_behind(__u64 app, __u64 proxy)
+{
+	const struct tcp_sock *to = as_tcp(app), *own = as_tcp(proxy);
+	__u32 rest = own->write_seq - to->copied_seq;
+	__u32 state = own->inet_conn.icsk_inet.sk.__sk_common.skc_state;
+
+	if (!proxy || state == TCP_CLOSE)
+		return 0;
+	/* The FIN has a number too, which may or may not count as read. */
+	return rest > (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT);
+}
+
 /* Tells about a hop, and ends redirecting. An end that is taken out of the map
  * keeps its psock for as long as somebody is inside of its sendmsg, and may
  * still redirect what was judged before. */
@@ -253,7 +268,7 @@ int hop_control(struct hop_query *q)
 	}
 	if (h->sockets[side]) {
 		app = &as_tcp(h->sockets[side])->inet_conn.icsk_inet.sk;
-		q->unread = has_unread(app);
+		q->unread = has_unread(app) || is_behind(h->sockets[side], h->sockets[!side]);
 		q->pending = app->sk_user_data != 0;
 	}
 	if (h->sockets[!side]) {

@@ -29,6 +29,7 @@ const (
 	HopMapHopEnds          = "hop_ends"
 	HopMapHopTraffic       = "hop_traffic"
 	HopMapHopping          = "hopping"
+	HopMapHoppingApps      = "hopping_apps"
 	HopMapHops             = "hops"
 	HopMapInboundListeners = "inbound_listeners"
 	HopMapLocals           = "locals"
@@ -121,6 +122,7 @@ type HopMapSpecs struct {
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	HoppingApps      *ebpf.MapSpec `ebpf:"hopping_apps"`
 	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
@@ -187,6 +189,7 @@ type HopMaps struct {
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
+	HoppingApps      *ebpf.Map `ebpf:"hopping_apps"`
 	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
@@ -224,6 +227,7 @@ func (m *HopMaps) Close() error {
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,
+		m.HoppingApps,
 		m.Hops,
 		m.InboundListeners,
 		m.Locals,

@@ -34,7 +34,8 @@ INLINE __u32 insert_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const str
 	if (!e)
 		return FALLBACK_FULL;
 	*e = *end;
-	if (bpf_sock_hash_update(ctx, &hopping, &own, BPF_NOEXIST))
+	if (end->proxy ? bpf_sock_hash_update(ctx, &hopping, &own, BPF_NOEXIST)
+		       : bpf_sock_hash_update(ctx, &hopping_apps, &own, BPF_NOEXIST))
 		return FALLBACK_FULL;
 	return FALLBACK_NONE;
 }
@@ -138,7 +139,7 @@ INLINE int leave_hop(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 		return 0;
 	bpf_map_delete_elem(&hops, &key.client);
 	key.side = SIDE_CLIENT;
-	bpf_map_delete_elem(&hopping, &key);
+	bpf_map_delete_elem(&hopping_apps, &key);
 	key.side = SIDE_SERVER;
 	bpf_map_delete_elem(&hopping, &key);
 	count_hop(HOP_APPLICATION, left, 1);

@@ -29,6 +29,7 @@ const (
 	InboundMapHopEnds            = "hop_ends"
 	InboundMapHopTraffic         = "hop_traffic"
 	InboundMapHopping            = "hopping"
+	InboundMapHoppingApps        = "hopping_apps"
 	InboundMapHops               = "hops"
 	InboundMapInboundListeners   = "inbound_listeners"
 	InboundMapLocals             = "locals"
@@ -121,6 +122,7 @@ type InboundMapSpecs struct {
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	HoppingApps      *ebpf.MapSpec `ebpf:"hopping_apps"`
 	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
@@ -189,6 +191,7 @@ type InboundMaps struct {
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
+	HoppingApps      *ebpf.Map `ebpf:"hopping_apps"`
 	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
@@ -226,6 +229,7 @@ func (m *InboundMaps) Close() error {
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,
+		m.HoppingApps,
 		m.Hops,
 		m.InboundListeners,
 		m.Locals,

@@ -266,6 +266,7 @@ typedef struct {
 
 struct sock_common {
 	possible_net_t skc_net;
+	volatile unsigned char skc_state;
 	unsigned long skc_flags;
 } CO_RE;
 

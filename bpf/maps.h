@@ -43,8 +43,9 @@ MAP(directs, BPF_MAP_TYPE_HASH, 65536, __u64, struct direct, BPF_F_NO_PREALLOC);
 MAP(spliced, BPF_MAP_TYPE_SOCKHASH, 65536, struct splice_key, __u64, 0);
 MAP(splices, BPF_MAP_TYPE_SK_STORAGE, 0, int, struct splice, BPF_F_NO_PREALLOC);
 MAP(hops, BPF_MAP_TYPE_HASH, 65536, __u64, struct hop, BPF_F_NO_PREALLOC);
-/* Both ends of each. */
-MAP(hopping, BPF_MAP_TYPE_SOCKHASH, 131072, struct splice_key, __u64, 0);
+/* The proxy's ends, and the applications', which have the queue of splice.c. */
+MAP(hopping, BPF_MAP_TYPE_SOCKHASH, 65536, struct splice_key, __u64, 0);
+MAP(hopping_apps, BPF_MAP_TYPE_SOCKHASH, 65536, struct splice_key, __u64, 0);
 MAP(hop_ends, BPF_MAP_TYPE_SK_STORAGE, 0, int, struct hop_end, BPF_F_NO_PREALLOC);
 MAP(hop_traffic, BPF_MAP_TYPE_PERCPU_ARRAY, 2, __u32, struct hop_traffic, 0);
 MAP(traffic, BPF_MAP_TYPE_PERCPU_HASH, 65536, struct traffic_key, struct traffic, BPF_F_NO_PREALLOC);

@@ -29,6 +29,7 @@ const (
 	ReadsMapHopEnds          = "hop_ends"
 	ReadsMapHopTraffic       = "hop_traffic"
 	ReadsMapHopping          = "hopping"
+	ReadsMapHoppingApps      = "hopping_apps"
 	ReadsMapHops             = "hops"
 	ReadsMapInboundListeners = "inbound_listeners"
 	ReadsMapLocals           = "locals"
@@ -119,6 +120,7 @@ type ReadsMapSpecs struct {
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	HoppingApps      *ebpf.MapSpec `ebpf:"hopping_apps"`
 	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
@@ -185,6 +187,7 @@ type ReadsMaps struct {
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
+	HoppingApps      *ebpf.Map `ebpf:"hopping_apps"`
 	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
@@ -222,6 +225,7 @@ func (m *ReadsMaps) Close() error {
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,
+		m.HoppingApps,
 		m.Hops,
 		m.InboundListeners,
 		m.Locals,

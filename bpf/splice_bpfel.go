@@ -29,6 +29,7 @@ const (
 	SpliceMapHopEnds          = "hop_ends"
 	SpliceMapHopTraffic       = "hop_traffic"
 	SpliceMapHopping          = "hopping"
+	SpliceMapHoppingApps      = "hopping_apps"
 	SpliceMapHops             = "hops"
 	SpliceMapInboundListeners = "inbound_listeners"
 	SpliceMapLocals           = "locals"
@@ -121,6 +122,7 @@ type SpliceMapSpecs struct {
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
 	Hopping          *ebpf.MapSpec `ebpf:"hopping"`
+	HoppingApps      *ebpf.MapSpec `ebpf:"hopping_apps"`
 	Hops             *ebpf.MapSpec `ebpf:"hops"`
 	InboundListeners *ebpf.MapSpec `ebpf:"inbound_listeners"`
 	Locals           *ebpf.MapSpec `ebpf:"locals"`
@@ -187,6 +189,7 @@ type SpliceMaps struct {
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
 	Hopping          *ebpf.Map `ebpf:"hopping"`
+	HoppingApps      *ebpf.Map `ebpf:"hopping_apps"`
 	Hops             *ebpf.Map `ebpf:"hops"`
 	InboundListeners *ebpf.Map `ebpf:"inbound_listeners"`
 	Locals           *ebpf.Map `ebpf:"locals"`
@@ -224,6 +227,7 @@ func (m *SpliceMaps) Close() error {
 		m.HopEnds,
 		m.HopTraffic,
 		m.Hopping,
+		m.HoppingApps,
 		m.Hops,
 		m.InboundListeners,
 		m.Locals,

@@ -56,12 +56,14 @@ func (c *Capture) openHops() error {
 		return fmt.Errorf("load hop programs: %w", err)
 	}
 	defer objs.Hop.Close()
-	err = link.RawAttachProgram(link.RawAttachProgramOptions{
-		Target: c.kernel.maps[bpf.CaptureMapHopping].FD(), Program: objs.Hop, Attach: ebpf.AttachSkMsgVerdict,
-	})
-	if err != nil {
-		objs.Control.Close()
-		return fmt.Errorf("attach hop program: %w", err)
+	for _, sockets := range []string{bpf.CaptureMapHopping, bpf.CaptureMapHoppingApps} {
+		err = link.RawAttachProgram(link.RawAttachProgramOptions{
+			Target: c.kernel.maps[sockets].FD(), Program: objs.Hop, Attach: ebpf.AttachSkMsgVerdict,
+		})
+		if err != nil {
+			objs.Control.Close()
+			return fmt.Errorf("attach hop program: %w", err)
+		}
 	}
 	if old := c.hops.Swap(objs.Control); old != nil {
 		old.Close()
@@ -166,9 +168,8 @@ func (c *Capture) LeaveHop(h Hop) (waiting, done bool, err error) {
 	if q.Unread != 0 {
 		return true, false, nil
 	}
-	m := c.kernel.maps[bpf.CaptureMapHopping]
 	application, proxy := h.keys()
-	if err := m.Delete(&application); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := c.kernel.maps[bpf.CaptureMapHoppingApps].Delete(&application); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, true, fmt.Errorf("take application's socket out: %w", err)
 	}
 	if q, err = c.askHop(h, true); err != nil {
@@ -177,7 +178,7 @@ func (c *Capture) LeaveHop(h Hop) (waiting, done bool, err error) {
 	if q.Pending != 0 {
 		return false, false, nil
 	}
-	if err := m.Delete(&proxy); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := c.kernel.maps[bpf.CaptureMapHopping].Delete(&proxy); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, true, fmt.Errorf("take own socket out: %w", err)
 	}
 	if err := c.kernel.maps[bpf.CaptureMapHops].Delete(h.Client); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

@@ -297,3 +297,26 @@ func TestHopFull(t *testing.T) {
 		})
 	}
 }
+
+// TestHopCounts: an application is told how much there is to read, whichever way
+// it came.
+func TestHopCounts(t *testing.T) {
+	eachHop(t, func(t *testing.T, h *hopPair) {
+		for _, n := range []int{1000, 100_000} { // redirected, and by TCP
+			message := randomBytes(uint64(n), n)
+			if err := patiently.write(h.proxy, message); err != nil {
+				t.Fatal(err)
+			}
+			if err := patiently.await(h.app, unix.POLLIN); err != nil {
+				t.Fatal(err)
+			}
+			told, err := unix.IoctlGetInt(h.app, unix.TIOCINQ)
+			if err != nil || told == 0 {
+				t.Errorf("of %d bytes %d are told, %v", n, told, err)
+			}
+			if err := patiently.expect(h.app, message); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

@@ -147,12 +147,17 @@ func (w *hopWorld) isSpliced(k Hop) bool {
 
 func (w *hopWorld) inMap(key bpf.CaptureSpliceKey) bool {
 	w.t.Helper()
-	var cookie uint64
-	err := w.kernel.maps[bpf.CaptureMapHopping].Lookup(&key, &cookie)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		w.t.Fatal(err)
+	for _, sockets := range []string{bpf.CaptureMapHopping, bpf.CaptureMapHoppingApps} {
+		var cookie uint64
+		err := w.kernel.maps[sockets].Lookup(&key, &cookie)
+		if err == nil {
+			return true
+		}
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			w.t.Fatal(err)
+		}
 	}
-	return err == nil
+	return false
 }
 
 // redirected is how many bytes went directly, from applications and the proxy.

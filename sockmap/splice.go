@@ -87,9 +87,14 @@ func (c *Capture) attachSplice() error {
 	for _, p := range []struct {
 		program *ebpf.Program
 		attach  ebpf.AttachType
-	}{{objs.Queue, ebpf.AttachSkSKBStreamVerdict}, {objs.Splice, ebpf.AttachSkMsgVerdict}} {
+		sockets string
+	}{
+		{objs.Queue, ebpf.AttachSkSKBStreamVerdict, bpf.CaptureMapSpliced},
+		{objs.Queue, ebpf.AttachSkSKBStreamVerdict, bpf.CaptureMapHoppingApps},
+		{objs.Splice, ebpf.AttachSkMsgVerdict, bpf.CaptureMapSpliced},
+	} {
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
-			Target: c.kernel.maps[bpf.CaptureMapSpliced].FD(), Program: p.program, Attach: p.attach,
+			Target: c.kernel.maps[p.sockets].FD(), Program: p.program, Attach: p.attach,
 		})
 		if err != nil {
 			return fmt.Errorf("attach splice program: %w", err)
