@@ -282,7 +282,7 @@ var table = []key{
 		},
 	},
 	{
-		"sources.consul.services", "", "What Consul does not say about services here: the processes of one, its explicit upstreams, a port of its own for clients without SNI; and services that the node registers with the agent itself.", false,
+		"sources.consul.services", "", "What Consul does not say about services here: the processes of one, its explicit upstreams, a port of its own for clients without SNI; which are left out of the mesh; and services that the node registers with the agent itself.", false,
 		func(c *Config) value { return consulServices(&c.Sources.Consul.Services) },
 	},
 
