@@ -44,10 +44,13 @@ func (r *run) send(ctx context.Context, u discovery.Update) bool {
 	}
 }
 
-// failure is the first of what fails now, the agent itself before all else.
+// failure is the first of what fails now: the agent itself before all else, and then
+// its servers, from whose absence the rest follows.
 func (r *run) failure() error {
-	if err, ok := r.failing[queryServices]; ok {
-		return err
+	for _, what := range []string{queryServices, queryLeader} {
+		if err, ok := r.failing[what]; ok {
+			return err
+		}
 	}
 	for _, what := range slices.Sorted(maps.Keys(r.failing)) {
 		return r.failing[what]

@@ -297,6 +297,7 @@ func (r *run) takeTarget(t *targetState, instances []instance, meta *api.QueryMe
 	}
 	switch {
 	case err != nil && (refused(err) || particular(err)):
+		delete(r.failing, t.query()) // it is denied rather than late
 		r.deny(t.query(), err)
 		if t.stop == nil {
 			r.afterwards(deniedPause, func() { r.fetches.target(t, firstWait) })
