@@ -53,7 +53,8 @@ func TestConnections(t *testing.T) {
 var errEnough = errors.New("enough")
 
 func TestWatch(t *testing.T) {
-	f := start(t)
+	const readTimeout = 2 * time.Second // enough for a request on a busy machine
+	f := startReading(t, readTimeout)
 	s := f.metrics.Shard()
 	seen := make(chan struct{})
 	var got []string
@@ -64,7 +65,7 @@ func TestWatch(t *testing.T) {
 		for {
 			select {
 			case <-seen:
-				time.AfterFunc(100*time.Millisecond, func() {
+				time.AfterFunc(readTimeout+readTimeout/4, func() {
 					f.metrics.Refused(telemetry.Record{Service: "web"}, reason.PolicyDenied, "late")
 				})
 				return

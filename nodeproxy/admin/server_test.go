@@ -93,11 +93,17 @@ type fixture struct {
 
 func start(t *testing.T) *fixture {
 	t.Helper()
+	return startReading(t, 0)
+}
+
+// startReading starts a server with another read timeout than its own.
+func startReading(t *testing.T, within time.Duration) *fixture {
+	t.Helper()
 	f := &fixture{
 		node: &fakeNode{}, metrics: telemetry.New(telemetry.Options{}), level: new(slog.LevelVar),
 		socket: filepath.Join(t.TempDir(), "admin.sock"),
 	}
-	f.Server = f.start(t)
+	f.Server = f.start(t, within)
 	f.client = client.New(f.socket)
 	t.Cleanup(func() {
 		f.client.Close()
@@ -106,11 +112,11 @@ func start(t *testing.T) *fixture {
 	return f
 }
 
-func (f *fixture) start(t *testing.T) *Server {
+func (f *fixture) start(t *testing.T, readTimeout time.Duration) *Server {
 	t.Helper()
 	s, err := Start(Options{
 		Socket: f.socket, MetricsAddress: "127.0.0.1:0", ReadinessAddress: "127.0.0.1:0",
-		Node: f.node, Metrics: f.metrics, Level: f.level, Log: discard(), readTimeout: 50 * time.Millisecond,
+		Node: f.node, Metrics: f.metrics, Level: f.level, Log: discard(), readTimeout: readTimeout,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -246,18 +246,19 @@ func TestHandOver(t *testing.T) {
 // TestSuccessorFails in every way in which a new binary can.
 func TestSuccessorFails(t *testing.T) {
 	for _, tc := range []struct {
-		role string
-		want error
-		says string
+		role   string
+		within time.Duration
+		want   error
+		says   string
 	}{
-		{role: "fail", says: "no such file"},
-		{role: "end", want: ErrGone},
-		{role: "hang", want: ErrTimeout},
-		{role: "mumble", want: errMalformed},
+		{role: "fail", within: patience, says: "no such file"},
+		{role: "end", within: patience, want: ErrGone},
+		{role: "hang", within: time.Second, want: ErrTimeout},
+		{role: "mumble", within: patience, want: errMalformed},
 	} {
 		t.Run(tc.role, func(t *testing.T) {
 			s := startRole(t, tc.role, nil)
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), tc.within)
 			defer cancel()
 			err := errors.Join(s.Offer(Offer{}, nil, nil))
 			if err == nil || tc.want == nil {

@@ -123,10 +123,11 @@ func TestDialErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			observed := make(chan tunnel.Handshake, 1)
-			c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{
-				Identity: tc.ca, HandshakeTimeout: 500 * time.Millisecond,
-				Observe: func(h tunnel.Handshake) { observed <- h },
-			})
+			o := tunnel.PoolOptions{Identity: tc.ca, Observe: func(h tunnel.Handshake) { observed <- h }}
+			if tc.want == reason.HandshakeTimeout {
+				o.HandshakeTimeout = 500 * time.Millisecond
+			}
+			c := newClient(t, tunnel.Options{}, o)
 			dest := "server"
 			if tc.want == reason.IdentityMismatch {
 				dest = "nobody"
@@ -184,7 +185,7 @@ func (m mixed) ClientConfig(ctx context.Context, key *tunnel.Key) (*tls.Config, 
 
 func TestNoLeaf(t *testing.T) {
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: leafless{}})
-	err := wait(t, c.open(keyTo(netip.MustParseAddrPort("127.0.0.1:1"), "a", "server"), time.Second).failed, "failure")
+	err := wait(t, c.open(keyTo(netip.MustParseAddrPort("127.0.0.1:1"), "a", "server"), 10*time.Second).failed, "failure")
 	if reason.Of(err) != reason.NoLeaf {
 		t.Error(err)
 	}
@@ -233,11 +234,13 @@ func TestUnresponsivePeer(t *testing.T) {
 			t.Error(w.via.Err())
 		}
 	})
+	o.PingTimeout = 2 * time.Second // of answers on a busy machine
 	s := newServer(t, ca, o, echo, nil)
+	c = newClient(t, o, tunnel.PoolOptions{Identity: ca})
 	w = c.open(keyTo(s.addr, "a", "server"), 10*time.Second).must()
 	var begin time.Duration
 	c.do(func() { begin = c.loop.Now() })
-	c.until("several intervals", func() bool { return c.loop.Now()-begin > 700*time.Millisecond })
+	c.until("the timeout to pass", func() bool { return c.loop.Now()-begin > o.PingTimeout+5*o.PingInterval })
 	w.ping("still there")
 }
 
@@ -315,7 +318,7 @@ func TestPoolDrain(t *testing.T) {
 	key := keyTo(s.addr, "a", "server")
 	w := c.open(key, 10*time.Second).must()
 	c.do(c.pool.Drain)
-	if err := wait(t, c.open(key, time.Second).failed, "refusal"); reason.Of(err) != reason.Draining {
+	if err := wait(t, c.open(key, 10*time.Second).failed, "refusal"); reason.Of(err) != reason.Draining {
 		t.Error(err)
 	}
 	w.ping("still open")

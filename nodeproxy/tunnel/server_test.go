@@ -134,7 +134,9 @@ func TestServerRefusesClients(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			observed := make(chan tunnel.Handshake, 1)
 			s := newServer(t, ca, tunnel.Options{}, echo, func(o *tunnel.ServerOptions) {
-				o.HandshakeTimeout = 500 * time.Millisecond
+				if tc.want == reason.HandshakeTimeout {
+					o.HandshakeTimeout = 500 * time.Millisecond
+				}
 				o.Observe = func(h tunnel.Handshake) { observed <- h }
 			})
 			nc := dialTCP(t, s.addr.String())
