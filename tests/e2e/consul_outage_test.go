@@ -48,16 +48,19 @@ func TestConsulOutage(t *testing.T) {
 		must(t, err)
 		defer c.Close()
 		o := l.ofServices("a")
-		o.Program, o.Env, o.Files = c.Before, c.Env, c.Files
+		o.Program, o.Env, o.Files, o.ProxyTimeout = c.Before, c.Env, c.Files, restartTime
 		o.Extra += "drainTimeout: 20s\n"
 		return l.startAs("a", o)
+	}
+	for _, service := range []string{"client", "far"} {
+		l.server.Write(l, &consulapi.ServiceResolverConfigEntry{Kind: consulapi.ServiceResolver, Name: service, ConnectTimeout: restartTime})
 	}
 	node := start()
 	l.startServicesOn("b")
 	l.serve(a, "client", "-name", "client", "-tcp", "10.77.0.1:7000")
 	l.reaches(a, "client", "127.0.0.1:9191", "far")
 	l.reaches(b, "far", "client.virtual.consul:7000", "client")
-	fresh := []string{"-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"}
+	fresh := []string{"-fresh", "-rate", "50", "-workers", "4", "-timeout", restartTime.String()}
 	load := &load{lab: l.lab, calls: map[string]*testnet.Process{
 		"new out": l.call(a, "client", append(fresh, "-tcp", "127.0.0.1:9191")...),
 		"new in":  l.call(b, "far", append(fresh, "-tcp", "client.virtual.consul:7000")...),
@@ -106,7 +109,7 @@ func TestConsulOutage(t *testing.T) {
 	l.server.RotateCA(t)
 	l.rotated(before, 2)
 	load.goOn()
-	load.unharmed(since, outagePatience)
+	load.unharmed(since, restartTime)
 }
 
 // consulStarts bounds what Consul takes to start and to find a leader.

@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/supervisor"
@@ -15,13 +17,20 @@ import (
 
 var errNotYet = errors.New("not yet")
 
+// restartTime is how long a node may be away between two processes, and nobody gives
+// up: a start takes many seconds on a machine that is busy with other things.
+const restartTime = time.Minute
+
+// untiring is the configuration of those who wait for as long.
+var untiring = fmt.Sprintf("defaults: {connectTimeout: %v}\n", restartTime)
+
 // supervised starts a as a service manager does.
 func (l *lab) supervised(s *supervisor.Supervisor, extra string) *meshnode.Node {
 	l.Helper()
 	c, err := s.Command()
 	must(l.T, err)
 	defer c.Close()
-	return l.startAs("a", meshnode.Options{Program: c.Before, Env: c.Env, Files: c.Files, Extra: extra})
+	return l.startAs("a", meshnode.Options{Program: c.Before, Env: c.Env, Files: c.Files, ProxyTimeout: restartTime, Extra: extra})
 }
 
 func superviseLab(t *testing.T, extra string) (*lab, *supervisor.Supervisor) {
@@ -34,7 +43,7 @@ func superviseLab(t *testing.T, extra string) (*lab, *supervisor.Supervisor) {
 	t.Cleanup(s.Close)
 	l.install("a", programs.meshproxy)
 	l.supervised(s, extra)
-	l.start("b", "")
+	l.start("b", untiring)
 	a, b := l.net.Host("a"), l.net.Host("b")
 	l.serve(a, "near", "-name", "near", "-tcp", "10.77.0.1:8080")
 	l.serve(b, "far", "-name", "far", "-tcp", "10.77.0.2:8080")

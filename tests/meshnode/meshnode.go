@@ -63,6 +63,8 @@ type Options struct {
 	// names none.
 	TrustDomain   string
 	NoTrustDomain bool
+	// ProxyTimeout is bpf.proxyTimeout, if it is another one than the default.
+	ProxyTimeout time.Duration
 	// Extra is YAML that is added to the configuration.
 	Extra string
 	// Env is added to the process's environment.
