@@ -56,6 +56,7 @@ func TestAgentAway(t *testing.T) {
 	t.Parallel()
 	s := peer.Start(t, peer.Options{Node: "n1"})
 	f := pair(t, s)
+	f.stays(func(u discovery.Update) bool { return hasBoth(u, nil) })
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	consulapi "github.com/hashicorp/consul/api"
+
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/meshnode"
 	"github.com/meshproxy/meshproxy/tests/peers/consul"
@@ -64,6 +66,7 @@ func TestConsulRotationWithEnvoy(t *testing.T) {
 	l.fronted("a", fronted{"web", 7001, "legacy"})
 	b := l.net.Host("b")
 	l.serve(b, "legacy", "-name", "legacy", "-tcp", "10.77.0.2:8001")
+	l.server.Write(l, &consulapi.ServiceResolverConfigEntry{Kind: consulapi.ServiceResolver, Name: "web", ConnectTimeout: restartTime})
 	envoy := l.sidecar("b", "legacy", 8001, envoyPublic, upstream("web", 9001))
 	load := &load{lab: l.lab, calls: map[string]*testnet.Process{}}
 	l.linesOf(load, "a", "web", 9001)
@@ -87,12 +90,14 @@ func (l *consulLab) fronted(host string, services ...fronted) {
 	for _, s := range services {
 		l.register(host, s.service, s.port)
 		l.front(host, s.service, s.port, nil)
+		// A machine that stands still for seconds isn't what is tested.
+		l.server.Write(l, &consulapi.ServiceResolverConfigEntry{Kind: consulapi.ServiceResolver, Name: s.upstream, ConnectTimeout: restartTime})
 		l.serve(h, s.service, "-name", s.service, "-tcp", fmt.Sprintf("%s:%d", h.Addr4(), s.port))
 		extra += fmt.Sprintf("      - {name: %s, match: [{cgroup: %q}], upstreams: [{listen: \"127.0.0.1:9001\", service: %s}]}\n",
 			s.service, l.Cgroup(host, s.service), s.upstream)
 	}
 	l.startAs(host, meshnode.Options{
-		NoTrustDomain: true, NoMeshFile: true,
+		NoTrustDomain: true, NoMeshFile: true, ProxyTimeout: restartTime,
 		// For longer than the test takes, open connections outlive their leaves.
 		Identity: "identity: {provider: consul, expiredGrace: 1h}\n",
 		Extra:    extra,
