@@ -81,7 +81,7 @@ func TestConsulAwayOverRestart(t *testing.T) {
 		must(t, err)
 		defer c.Close()
 		l.startNode("a", meshnode.Options{
-			Program: c.Before, Env: c.Env, Files: c.Files, ProxyTimeout: restartTime, Extra: "drainTimeout: 1s\n",
+			Program: c.Before, Env: c.Env, Files: c.Files, ProxyTimeout: restartTime, Extra: "drainTimeout: 1s\n" + awaited,
 		})
 	}
 	start()

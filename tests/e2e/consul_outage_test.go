@@ -49,7 +49,7 @@ func TestConsulOutage(t *testing.T) {
 		defer c.Close()
 		o := l.ofServices("a")
 		o.Program, o.Env, o.Files, o.ProxyTimeout = c.Before, c.Env, c.Files, restartTime
-		o.Extra += "drainTimeout: 20s\n"
+		o.Extra += "drainTimeout: 20s\n" + awaited
 		return l.startAs("a", o)
 	}
 	for _, service := range []string{"client", "far"} {

@@ -21,6 +21,9 @@ var errNotYet = errors.New("not yet")
 // up: a start takes many seconds on a machine that is busy with other things.
 const restartTime = time.Minute
 
+// awaited is the configuration of a node whose next process is waited for as long.
+var awaited = fmt.Sprintf("restartTimeout: %v\n", restartTime)
+
 // untiring is the configuration of those who wait for as long.
 var untiring = fmt.Sprintf("defaults: {connectTimeout: %v}\n", restartTime)
 
@@ -30,7 +33,7 @@ func (l *lab) supervised(s *supervisor.Supervisor, extra string) *meshnode.Node 
 	c, err := s.Command()
 	must(l.T, err)
 	defer c.Close()
-	return l.startAs("a", meshnode.Options{Program: c.Before, Env: c.Env, Files: c.Files, ProxyTimeout: restartTime, Extra: extra})
+	return l.startAs("a", meshnode.Options{Program: c.Before, Env: c.Env, Files: c.Files, ProxyTimeout: restartTime, Extra: extra + awaited})
 }
 
 func superviseLab(t *testing.T, extra string) (*lab, *supervisor.Supervisor) {
