@@ -94,7 +94,7 @@ fi
 passed=$(cat "$log"/{unit,race,e2e,packages,vm} 2>/dev/null | grep -cE '^\s*--- PASS' || true)
 bad=$(cat "$log"/* 2>/dev/null | grep -cE '^\s*--- FAIL' || true)
 echo "$passed passed, $bad failed"
-grep -hE '^\s*--- FAIL' "$log"/* || true
+grep -shE '^\s*--- FAIL' "$log"/* || true
 if [ -n "$(ls "$log/failed")" ]; then
 	echo "FAILED:" $(ls "$log/failed")
 	exit 1
