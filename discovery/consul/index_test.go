@@ -22,21 +22,21 @@ import (
 	peer "github.com/meshproxy/meshproxy/tests/peers/consul"
 )
 
-// between is a source whose answers from a real agent go through somebody who
-// changes them.
-func between(t *testing.T, s *peer.Server, change func(*http.Response)) *following {
+// toAgent passes questions on to a real agent.
+func toAgent(t *testing.T, s *peer.Server) *httputil.ReverseProxy {
 	t.Helper()
-	to := &url.URL{Scheme: "http", Host: s.HTTPAddr.String()}
-	p := httputil.NewSingleHostReverseProxy(to)
-	p.ModifyResponse = func(r *http.Response) error {
-		change(r)
-		return nil
-	}
-	p.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
 	transport := &http.Transport{}
-	p.Transport = transport
-	h := httptest.NewServer(p)
 	t.Cleanup(transport.CloseIdleConnections)
+	p := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.HTTPAddr.String()})
+	p.Transport = transport
+	p.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
+	return p
+}
+
+// startAsking is a source that asks somebody in place of the agent.
+func startAsking(t *testing.T, s *peer.Server, instead http.Handler) *following {
+	t.Helper()
+	h := httptest.NewServer(instead)
 	t.Cleanup(h.Close)
 	o := optionsFor(t, s, "")
 	agent, err := consulagent.New(consulagent.Settings{Address: strings.TrimPrefix(h.URL, "http://")}, consul.MaxConnections)
@@ -46,6 +46,18 @@ func between(t *testing.T, s *peer.Server, change func(*http.Response)) *followi
 	t.Cleanup(agent.Close)
 	o.Agent = agent
 	return start(t, o)
+}
+
+// between is a source whose answers from a real agent go through somebody who
+// changes them.
+func between(t *testing.T, s *peer.Server, change func(*http.Response)) *following {
+	t.Helper()
+	p := toAgent(t, s)
+	p.ModifyResponse = func(r *http.Response) error {
+		change(r)
+		return nil
+	}
+	return startAsking(t, s, p)
 }
 
 // TestWrongIndexes: whatever the agent's indexes do, the view is right and

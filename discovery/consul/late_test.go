@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -18,8 +17,6 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/meshproxy/meshproxy/discovery"
-	"github.com/meshproxy/meshproxy/discovery/consul"
-	"github.com/meshproxy/meshproxy/discovery/consulagent"
 	"github.com/meshproxy/meshproxy/discovery/mesh"
 	peer "github.com/meshproxy/meshproxy/tests/peers/consul"
 )
@@ -139,24 +136,8 @@ func (v *views) pass(w http.ResponseWriter, r *http.Request, begins <-chan struc
 // startBehind is a source that asks an agent whose views may lag.
 func startBehind(t *testing.T, s *peer.Server) (*following, *views) {
 	t.Helper()
-	v := &views{
-		to:     httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.HTTPAddr.String()}),
-		before: make(map[string]answer), begins: make(chan struct{}), asked: make(chan string, 4096),
-	}
-	transport := &http.Transport{}
-	v.to.Transport = transport
-	v.to.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	h := httptest.NewServer(v)
-	t.Cleanup(transport.CloseIdleConnections)
-	t.Cleanup(h.Close)
-	o := optionsFor(t, s, "")
-	agent, err := consulagent.New(consulagent.Settings{Address: strings.TrimPrefix(h.URL, "http://")}, consul.MaxConnections)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(agent.Close)
-	o.Agent = agent
-	return start(t, o), v
+	v := &views{to: toAgent(t, s), before: make(map[string]answer), begins: make(chan struct{}), asked: make(chan string, 4096)}
+	return startAsking(t, s, v), v
 }
 
 // behindServices are more than have blocking queries of their own.
