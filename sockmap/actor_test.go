@@ -59,7 +59,9 @@ func startActor(t *testing.T, cgroupDir string, ns *netns.Handle, uid uint32) *a
 	}
 	defer dir.Close()
 	a := &actor{t: t, cmd: exec.Command("/proc/self/exe"), pidfd: -1}
-	a.cmd.Env = playing("actor")
+	// Its sockets have time-outs, and calls on those aren't restarted after a signal:
+	// the runtime is not to send itself any.
+	a.cmd.Env = playing("actor", "GODEBUG=asyncpreemptoff=1")
 	a.cmd.Stderr = os.Stderr
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{
 		UseCgroupFD: true,
@@ -105,8 +107,8 @@ func wait(t *testing.T, cmd *exec.Cmd) {
 
 // playing is the environment of such a process: one that is killed some day has to
 // end when a race is found.
-func playing(role string) []string {
-	return append(os.Environ(), "GORACE=halt_on_error=1 atexit_sleep_ms=0", roleEnv+"="+role)
+func playing(role string, more ...string) []string {
+	return append(append(os.Environ(), more...), "GORACE=halt_on_error=1 atexit_sleep_ms=0", roleEnv+"="+role)
 }
 
 // kill ends it as SIGKILL does.

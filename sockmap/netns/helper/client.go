@@ -103,7 +103,7 @@ func dial(path string) (int, error) {
 			return -1, fmt.Errorf("set timeout: %w", err)
 		}
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := uninterrupted(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) }); err != nil {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("connect to netns helper at %s: %w", path, err)
 	}

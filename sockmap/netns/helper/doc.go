@@ -74,7 +74,7 @@ func send(fd int, message any, fds []int) error {
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	if err := unix.Sendmsg(fd, text, rights, nil, unix.MSG_NOSIGNAL); err != nil {
+	if err := uninterrupted(func() error { return unix.Sendmsg(fd, text, rights, nil, unix.MSG_NOSIGNAL) }); err != nil {
 		return fmt.Errorf("send message: %w", err)
 	}
 	return nil
@@ -103,10 +103,19 @@ func receive(fd int, message any) (fds []int, err error) {
 }
 
 func recvmsg(fd int, text, rights []byte) (n, rn, flags int, err error) {
-	for {
+	err = uninterrupted(func() (err error) {
 		n, rn, flags, _, err = unix.Recvmsg(fd, text, rights, unix.MSG_CMSG_CLOEXEC)
-		if err != unix.EINTR {
-			return n, rn, flags, err
+		return err
+	})
+	return n, rn, flags, err
+}
+
+// uninterrupted makes a system call until no signal ends it: a socket's that has
+// time-outs is not restarted (signal(7)), and the Go runtime sends itself signals.
+func uninterrupted(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
 		}
 	}
 }
