@@ -4,12 +4,12 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/admin/api"
 	"github.com/meshproxy/meshproxy/tests/testnet"
@@ -319,15 +319,22 @@ func (w *absence) killLast() {
 	w.Helper()
 	pid := w.status("a").PID
 	w.nodes["a"].Admin.Close()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	// A pidfd tells of the end when all threads have ended: the process's memory is
+	// gone, as /proc shows it, before its lock is.
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer unix.Close(process)
+	if err := unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0); err != nil {
 		w.Fatal(err)
 	}
 	w.eventually("it is gone", func() error {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && len(text) > 0 { // a zombie has none
-			return fmt.Errorf("%q is there", text)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, 0)
+		if err == nil && n == 0 {
+			return fmt.Errorf("process %d is there", pid)
 		}
-		return nil
+		return err
 	})
 }
 
