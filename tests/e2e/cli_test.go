@@ -100,6 +100,12 @@ func commandLab(t *testing.T, extra string) (*lab, shell) {
 	l.works(a, "client", "127.0.0.1:9191")
 	l.fails(a, "near", "far:80", "ECONNRESET at read")
 	l.fails(a, "strict", "10.77.0.2:9", "ECONNREFUSED at connect")
+	l.eventually("two connections are open", func() error {
+		if n := l.status("a").Traffic.Active; n != 2 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
 	return l, shell{l, l.nodes["a"].ConfigPath()}
 }
 

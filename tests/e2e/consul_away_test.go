@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -87,12 +88,15 @@ func TestConsulAwayOverRestart(t *testing.T) {
 	start()
 	l.startNode("b", meshnode.Options{})
 	l.works(a, "client", "far:80")
-	fresh := l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-timeout", "20s")
+	fresh := l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-timeout", restartTime.String())
 	l.awaitCall(fresh, 0, "a call that succeeds", succeeded)
 	before := l.serials("a")
-	if n := systemd.Stored()["leaves"]; n != 2 {
-		t.Fatalf("%d files with leaves are stored, want 2: %v", n, systemd.Stored())
-	}
+	l.eventually("two files with leaves are stored", func() error {
+		if stored := systemd.Stored(); stored["leaves"] != 2 {
+			return fmt.Errorf("%v", stored)
+		}
+		return nil
+	})
 
 	l.stopConsul()
 	if err := l.nodes["a"].Stop(l.ctx()); err != nil {

@@ -171,11 +171,13 @@ func TestMigration(t *testing.T) {
 	for _, g := range loads {
 		t.Logf("%s: %d requests", g.name, g.served.Load())
 	}
-	rows, _, err := l.server.Client().Health().Connect("web", "", true, (&consulapi.QueryOptions{}).WithContext(l.ctx()))
-	must(t, err)
-	if len(rows) != 1 || rows[0].Service.Port != 20000 {
-		t.Errorf("Consul knows %d ways to web", len(rows))
-	}
+	l.eventually("Consul knows one way to web", func() error {
+		rows, _, err := l.server.Client().Health().Connect("web", "", true, (&consulapi.QueryOptions{}).WithContext(l.ctx()))
+		if err == nil && (len(rows) != 1 || rows[0].Service.Port != 20000) {
+			err = fmt.Errorf("it knows %d", len(rows))
+		}
+		return err
+	})
 }
 
 var publicPort = map[string]string{"web": "21000", "api": "21001"}

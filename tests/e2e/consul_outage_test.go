@@ -115,10 +115,6 @@ func TestConsulOutage(t *testing.T) {
 // consulStarts bounds what Consul takes to start and to find a leader.
 const consulStarts = 3 * time.Minute
 
-// outagePatience is the longest that a call may take: less than what it gives up
-// after.
-const outagePatience = 20 * time.Second
-
 func (l *lab) waitUntil(at time.Time) {
 	timer := time.NewTimer(time.Until(at))
 	defer timer.Stop()
@@ -189,7 +185,7 @@ func TestConsulLeaderLost(t *testing.T) {
 	a := l.net.Host("a")
 	l.reaches(a, "client", "127.0.0.1:9191", "far")
 	load := &load{lab: l.lab, calls: map[string]*testnet.Process{
-		"new":  l.call(a, "client", "-tcp", "127.0.0.1:9191", "-fresh", "-rate", "50", "-timeout", "20s"),
+		"new":  l.call(a, "client", "-tcp", "127.0.0.1:9191", "-fresh", "-rate", "50", "-timeout", restartTime.String()),
 		"used": l.call(a, "client", "-tcp", "127.0.0.1:9191", "-rate", "20"),
 	}}
 	since := load.marks()
@@ -220,7 +216,7 @@ func TestConsulLeaderLost(t *testing.T) {
 	l.rotated(before, 3)
 	l.agents["b"].Intend(t, "client", "far", consulapi.IntentionActionAllow)
 	load.goOn()
-	load.unharmed(since, outagePatience)
+	load.unharmed(since, patientWait)
 }
 
 // newConsulCluster is a lab of three hosts, each with a server of one datacenter.

@@ -114,8 +114,8 @@ func (l *consulLab) linesOf(load *load, host, service string, port uint16) {
 		}
 		return nil
 	})
-	load.calls["new of "+service] = l.call(h, service, "-tcp", at, "-fresh", "-rate", "10", "-workers", "2", "-timeout", "20s")
-	load.calls["used of "+service] = l.call(h, service, "-tcp", at, "-rate", "10", "-workers", "4", "-timeout", "20s")
+	load.calls["new of "+service] = l.call(h, service, "-tcp", at, "-fresh", "-rate", "10", "-workers", "2", "-timeout", restartTime.String())
+	load.calls["used of "+service] = l.call(h, service, "-tcp", at, "-rate", "10", "-workers", "4", "-timeout", restartTime.String())
 	load.held = append(load.held, l.hold(h, service, at, 10))
 }
 

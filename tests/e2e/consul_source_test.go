@@ -106,10 +106,13 @@ func TestConsulServices(t *testing.T) {
 	})
 	t.Run("nodes speak hbone to each other", func(t *testing.T) {
 		l := l.in(t)
-		e := l.endpoints("a", "far")["10.77.0.2:8080"]
-		if e.Transport != "hbone" || e.Tunnel != "10.77.0.2:15008" || e.Health != api.HealthHealthy {
-			t.Errorf("endpoint %+v", e)
-		}
+		l.eventually("far's endpoint", func() error {
+			e := l.endpoints("a", "far")["10.77.0.2:8080"]
+			if e.Transport != "hbone" || e.Tunnel != "10.77.0.2:15008" || e.Health != api.HealthHealthy {
+				return fmt.Errorf("%+v", e)
+			}
+			return nil
+		})
 	})
 	t.Run("names", func(t *testing.T) {
 		l := l.in(t)
@@ -155,9 +158,12 @@ func TestConsulServices(t *testing.T) {
 	})
 	t.Run("leave", func(t *testing.T) {
 		l := l.in(t)
-		if got := l.registered("b"); !slices.Equal(got, []string{"far", "far-meshproxy"}) {
-			t.Errorf("the agent has %q, want far and its row", got)
-		}
+		l.eventually("the agent has far and its row", func() error {
+			if got := l.registered("b"); !slices.Equal(got, []string{"far", "far-meshproxy"}) {
+				return fmt.Errorf("it has %q", got)
+			}
+			return nil
+		})
 		must(t, l.nodes["b"].Leave(l.ctx()))
 		if got := l.registered("b"); !slices.Equal(got, []string{"far"}) {
 			t.Errorf("after leaving, the agent has %q, want far", got)

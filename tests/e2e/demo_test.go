@@ -16,7 +16,7 @@ import (
 // TestDemoKeep: the demo stays when the command that made it has ended, the
 // commands that it prints work, and it is taken down without trace.
 func TestDemoKeep(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	demo := func(args ...string) string {
 		t.Helper()

@@ -67,10 +67,13 @@ func (l *lab) tellsOfDirect() {
 	l.Helper()
 	a, s := l.net.Host("a"), shell{l, l.nodes["a"].ConfigPath()}
 	held := l.hold(a, "client", "near:80", 2)
-	all := parsed[api.Connections](s, "connections")
-	if all.Total != 2 || len(all.Connections) != 2 {
-		l.Fatalf("connections: %+v", all)
-	}
+	var all api.Connections
+	l.eventually("connections", func() error {
+		if all = parsed[api.Connections](s, "connections"); all.Total != 2 || len(all.Connections) != 2 {
+			return fmt.Errorf("%+v", all)
+		}
+		return nil
+	})
 	if c := all.Connections[0]; c.Source != "client" || c.Destination != "near" || c.Service != "near" || c.Endpoint != "10.77.0.1:8080" ||
 		c.SourceIdentity == "" || c.DestinationIdentity == "" || !c.Connected || c.Path != "local" && c.Path != "splice" || !strings.HasPrefix(c.Dialled, "240.240.") {
 		l.Errorf("connection: %+v", c)

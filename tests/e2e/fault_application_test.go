@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/meshproxy/meshproxy/tests/meshnode"
@@ -22,12 +23,13 @@ services:
   - {name: far, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8080, node: b, workload: far}]}
 `
 
-// twoFaultNodes starts faultMesh with its servers; the options are a's.
-func twoFaultNodes(t *testing.T, o meshnode.Options) *lab {
+// twoFaultNodes starts faultMesh with its servers; the options are a's, and b's
+// configuration has what is added.
+func twoFaultNodes(t *testing.T, o meshnode.Options, ofB ...string) *lab {
 	t.Helper()
 	l := newLab(t, faultMesh, "a", "b")
 	l.startAs("a", o)
-	l.start("b", "")
+	l.start("b", strings.Join(ofB, ""))
 	l.serve(l.net.Host("a"), "near", "-name", "near", "-tcp", "10.77.0.1:8080")
 	l.serve(l.net.Host("b"), "far", "-name", "far", "-tcp", "10.77.0.2:8080")
 	return l

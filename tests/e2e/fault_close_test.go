@@ -78,7 +78,7 @@ func TestCloses(t *testing.T) {
 func (l *lab) converse(where place, cgroup, address, steps string) (c workload.Conversed) {
 	l.Helper()
 	out, err := where.Run(l.ctx(), testnet.Command{
-		Name: "converse-" + cgroup, Path: programs.workload, Args: []string{"converse", "-address", address, "-steps", steps}, Cgroup: cgroup,
+		Name: "converse-" + cgroup, Path: programs.workload, Args: []string{"converse", "-timeout", clientTimeout, "-address", address, "-steps", steps}, Cgroup: cgroup,
 	})
 	if json.Unmarshal(out, &c) != nil {
 		l.Fatalf("converse with %s: %v, said %q", address, err, out)

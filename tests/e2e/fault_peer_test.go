@@ -29,10 +29,11 @@ services:
   - {name: left, ports: [{port: 80}], endpoints: [{address: 10.77.0.2, port: 8080, node: b, workload: left}]}
 `
 
-func startPair(t *testing.T) *lab {
+// startPair starts pairMesh with its servers; extra is a's.
+func startPair(t *testing.T, extra string) *lab {
 	t.Helper()
 	l := newLab(t, pairMesh, "a", "b", "c")
-	l.start("a", "defaults: {connectTimeout: 500ms}\n")
+	l.start("a", extra)
 	l.start("b", "")
 	l.start("c", "")
 	l.serve(l.net.Host("b"), "left", "-name", "left", "-tcp", "10.77.0.2:8080")
@@ -74,7 +75,7 @@ func ejected(health string) bool { return health == api.HealthEjected }
 // again when it is back.
 func TestPeerKilled(t *testing.T) {
 	t.Parallel()
-	l := startPair(t)
+	l := startPair(t, "")
 	a := l.net.Host("a")
 	open := l.hold(a, "client", "left:80", 5)
 	calls := l.call(a, "client", "-tcp", "pair:80", "-fresh", "-rate", "100")
@@ -103,7 +104,7 @@ func TestPeerKilled(t *testing.T) {
 // is refused. Calls go to c after the connect timeout, and soon without it.
 func TestPeerUnreachable(t *testing.T) {
 	t.Parallel()
-	l := startPair(t)
+	l := startPair(t, "defaults: {connectTimeout: 500ms}\n")
 	a, b := l.net.Host("a"), l.net.Host("b")
 	open := l.hold(a, "client", "left:80", 5)
 	calls := l.call(a, "client", "-tcp", "pair:80", "-fresh", "-rate", "100")

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,7 +72,13 @@ func TestInvalidMeshFile(t *testing.T) {
 		return nil
 	})
 	t.Logf("a valid mesh file was in force after %v", time.Since(changed))
-	l.fails(a, "client", "far:80", refusedAtOnce)
+	l.eventually("what was before is not", func() error {
+		d := l.dial(a, "client", "-address", "far:80", "-send", "hello")
+		if d.OK {
+			return errors.New("it still works")
+		}
+		return want(d.Error+" at "+d.Stage, refusedAtOnce)
+	})
 	l.writeMesh(valid)
 	l.works(a, "client", "far:80")
 	l.noProblem("a")

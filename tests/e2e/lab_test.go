@@ -66,6 +66,10 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+// clientTimeout is how long a client waits where a test doesn't say so: what hangs
+// is to fail, and what is slow is not, nor is a second attempt to come too late.
+const clientTimeout = "40s"
+
 // raceDetector runs the product under the race detector; what it finds fails
 // the test.
 var raceDetector = os.Getenv("E2E_RACE") != ""
@@ -85,6 +89,17 @@ func spliced(extra string) string {
 		}
 	}
 	return extra
+}
+
+// unhurried has a node wait for as long as a busy machine takes, where its
+// configuration doesn't say for how long: the defaults are seconds.
+func unhurried(extra string) (env []string) {
+	for key, name := range map[string]string{"connectTimeout:": "DEFAULTS_CONNECT_TIMEOUT", "upgradeTimeout:": "UPGRADE_TIMEOUT"} {
+		if !strings.Contains(extra, key) {
+			env = append(env, "MESHPROXY_"+name+"="+restartTime.String())
+		}
+	}
+	return env
 }
 
 // throughProxy is for tests of what the proxy does for connections between two
@@ -180,6 +195,10 @@ func (l *lab) startAs(host string, o meshnode.Options) *meshnode.Node {
 	l.Helper()
 	o.Host, o.CADir = l.net.Host(host), l.caDir
 	o.Extra = spliced(o.Extra)
+	o.Env = append(unhurried(o.Extra), o.Env...)
+	if o.ProxyTimeout == 0 {
+		o.ProxyTimeout = restartTime
+	}
 	if !o.NoMeshFile {
 		o.MeshFile = l.meshFile
 	}
@@ -245,7 +264,8 @@ func (l *lab) dial(where place, cgroup string, args ...string) workload.Dialed {
 func (l *lab) dialAs(where place, cgroup string, uid uint32, args ...string) workload.Dialed {
 	l.Helper()
 	out, err := where.Run(l.ctx(), testnet.Command{
-		Name: "dial-" + path.Base(cgroup), Path: programs.workload, Args: append([]string{"dial-once"}, args...), Cgroup: cgroup, UID: uid,
+		Name: "dial-" + path.Base(cgroup), Path: programs.workload, Cgroup: cgroup, UID: uid,
+		Args: append([]string{"dial-once", "-timeout", clientTimeout}, args...),
 	})
 	var d workload.Dialed
 	for line := range strings.Lines(string(out)) {

@@ -4,13 +4,13 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -347,12 +347,16 @@ func (l *lab) openssl(on *testnet.Host, input string, args ...string) string {
 	l.Helper()
 	program, err := exec.LookPath("openssl")
 	must(l.T, err)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	// The input stays open until there is an answer.
-	p, err := on.Start(testnet.Command{Name: "openssl", Path: "/bin/sh", Args: append(
-		[]string{"-c", `{ printf "$0"; sleep 2; } | "$@"`, input, program}, args...)})
+	theirs, ours, err := os.Pipe()
 	must(l.T, err)
-	_ = p.Wait(ctx)
+	defer ours.Close()
+	p, err := on.Start(testnet.Command{Name: "openssl", Path: program, Args: args, Stdin: theirs})
+	must(l.T, errors.Join(err, theirs.Close()))
+	_, err = ours.WriteString(input)
+	must(l.T, err)
+	// The input stays open until there is an answer.
+	_, _ = p.Stdout().WaitLine(l.ctx(), func(string) bool { return true })
+	must(l.T, ours.Close())
+	_ = p.Wait(l.ctx())
 	return p.Stdout().String() + p.Stderr().String()
 }

@@ -31,7 +31,8 @@ func (l *lab) longer(d time.Duration) context.Context {
 func (l *lab) background(where place, cgroup, role string, args ...string) *testnet.Process {
 	l.Helper()
 	p, err := where.Start(testnet.Command{
-		Name: role + "-" + path.Base(cgroup), Path: programs.workload, Args: append([]string{role}, args...), Cgroup: cgroup,
+		Name: role + "-" + path.Base(cgroup), Path: programs.workload, Cgroup: cgroup,
+		Args: append([]string{role, "-timeout", clientTimeout}, args...),
 	})
 	if err != nil {
 		l.Fatal(err)

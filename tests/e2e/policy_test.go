@@ -68,17 +68,7 @@ func TestAuthorization(t *testing.T) {
 	}
 	t.Run("the reason is counted on both sides", func(t *testing.T) {
 		for host, want := range map[string]string{"a": "outbound policy_denied", "b": "inbound policy_denied"} {
-			st, err := l.nodes[host].Admin.Status(l.ctx())
-			if err != nil {
-				t.Fatal(err)
-			}
-			found := false
-			for _, r := range st.Refusals {
-				found = found || r.Direction+" "+r.Reason.String() == want && r.Count > 0
-			}
-			if !found {
-				t.Errorf("node %s counts %v, want %s", host, st.Refusals, want)
-			}
+			l.in(t).refused(host, want)
 		}
 	})
 	t.Run("policy test explains", func(t *testing.T) {

@@ -60,9 +60,9 @@ func TestRestartUnderSupervisor(t *testing.T) {
 	l, s := superviseLab(t, extra)
 	a, b := l.net.Host("a"), l.net.Host("b")
 	load := &load{lab: l, calls: map[string]*testnet.Process{
-		"new out":    l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"),
-		"new in":     l.call(b, "caller", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"),
-		"new within": l.call(a, "client", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", "20s"),
+		"new out":    l.call(a, "client", "-tcp", "far:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", restartTime.String()),
+		"new in":     l.call(b, "caller", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", restartTime.String()),
+		"new within": l.call(a, "client", "-tcp", "near:80", "-fresh", "-rate", "50", "-workers", "4", "-timeout", restartTime.String()),
 	}}
 	used := l.call(a, "client", "-tcp", "far:80", "-rate", "30", "-count", "60")
 	since := load.marks()

@@ -67,11 +67,14 @@ func TestSpliced(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	s := l.splice("a")
 	const payload = size * calls // one way
-	if s.Spliced != first.Spliced+1 || s.Active != 0 || s.Sent < payload || s.Received < payload {
-		t.Errorf("splice %+v", s)
-	}
+	var s api.Splice
+	l.eventually("the connection is counted and gone", func() error {
+		if s = l.splice("a"); s.Spliced != first.Spliced+1 || s.Active != 0 || s.Sent < payload || s.Received < payload {
+			return fmt.Errorf("splice %+v", s)
+		}
+		return nil
+	})
 	grown := l.loopbackBytes("a") - before
 	t.Logf("%d bytes of payload, loopback grew by %d; %+v", 2*payload, grown, s)
 	if grown > 2*payload/20 {
