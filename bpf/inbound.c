@@ -8,6 +8,24 @@
 
 const volatile __u64 netns;
 const volatile __u8 have_ingress_ifindex; /* 5.17 */
+const volatile __u8 have_former;          /* other programs were in force before */
+
+/*
+ * The flows of those, as long as connections may come that they have decided
+ * about; values are as large as theirs (sockmap/switch.go).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(max_entries, 1);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__type(key, struct flow_key);
+		__type(value, struct flow);
+	});
+} former_flows SEC(".maps");
 
 INLINE void addresses(struct bpf_sk_lookup *ctx, struct address *remote, struct address *local)
 {
@@ -28,6 +46,19 @@ INLINE void addresses(struct bpf_sk_lookup *ctx, struct address *remote, struct 
 	local->port = ctx->local_port;
 }
 
+/* What a flow says is another layout's, but no others than those of is_mesh lead
+ * to a port that is guarded. */
+INLINE int was_mesh(const struct flow_key *key)
+{
+	__u32 first = 0;
+	void *former;
+
+	if (!have_former)
+		return 0;
+	former = bpf_map_lookup_elem(&former_flows, &first);
+	return former && bpf_map_lookup_elem(former, key);
+}
+
 /* Made by the proxy, which has judged the connection at its far end, or by a
  * workload of this node, judged in connect(2). */
 INLINE int is_mesh(const struct address *remote, const struct address *local)
@@ -35,7 +66,7 @@ INLINE int is_mesh(const struct address *remote, const struct address *local)
 	struct flow_key key = {.netns = netns, .client = *remote, .local = *local};
 	struct flow *f = bpf_map_lookup_elem(&flows, &key);
 
-	return f && f->flags & (FLOW_OWN | FLOW_DIRECT);
+	return f ? f->flags & (FLOW_OWN | FLOW_DIRECT) : was_mesh(&key);
 }
 
 /* From this namespace. A connection to an address of another interface of ours

@@ -25,6 +25,7 @@ const (
 	InboundMapDirects            = "directs"
 	InboundMapEvents             = "events"
 	InboundMapFlows              = "flows"
+	InboundMapFormerFlows        = "former_flows"
 	InboundMapHabits             = "habits"
 	InboundMapHopEnds            = "hop_ends"
 	InboundMapHopTraffic         = "hop_traffic"
@@ -52,6 +53,7 @@ const (
 	InboundMapWorkloads          = "workloads"
 	InboundProgInbound           = "inbound"
 	InboundVarHaveDirect         = "have_direct"
+	InboundVarHaveFormer         = "have_former"
 	InboundVarHaveIngressIfindex = "have_ingress_ifindex"
 	InboundVarHaveMptcp          = "have_mptcp"
 	InboundVarHavePid            = "have_pid"
@@ -118,6 +120,7 @@ type InboundMapSpecs struct {
 	Directs          *ebpf.MapSpec `ebpf:"directs"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	FormerFlows      *ebpf.MapSpec `ebpf:"former_flows"`
 	Habits           *ebpf.MapSpec `ebpf:"habits"`
 	HopEnds          *ebpf.MapSpec `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.MapSpec `ebpf:"hop_traffic"`
@@ -150,6 +153,7 @@ type InboundMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type InboundVariableSpecs struct {
 	HaveDirect         *ebpf.VariableSpec `ebpf:"have_direct"`
+	HaveFormer         *ebpf.VariableSpec `ebpf:"have_former"`
 	HaveIngressIfindex *ebpf.VariableSpec `ebpf:"have_ingress_ifindex"`
 	HaveMptcp          *ebpf.VariableSpec `ebpf:"have_mptcp"`
 	HavePid            *ebpf.VariableSpec `ebpf:"have_pid"`
@@ -187,6 +191,7 @@ type InboundMaps struct {
 	Directs          *ebpf.Map `ebpf:"directs"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	FormerFlows      *ebpf.Map `ebpf:"former_flows"`
 	Habits           *ebpf.Map `ebpf:"habits"`
 	HopEnds          *ebpf.Map `ebpf:"hop_ends"`
 	HopTraffic       *ebpf.Map `ebpf:"hop_traffic"`
@@ -225,6 +230,7 @@ func (m *InboundMaps) Close() error {
 		m.Directs,
 		m.Events,
 		m.Flows,
+		m.FormerFlows,
 		m.Habits,
 		m.HopEnds,
 		m.HopTraffic,
@@ -258,6 +264,7 @@ func (m *InboundMaps) Close() error {
 // It can be passed to LoadInboundObjects or ebpf.CollectionSpec.LoadAndAssign.
 type InboundVariables struct {
 	HaveDirect         *ebpf.Variable `ebpf:"have_direct"`
+	HaveFormer         *ebpf.Variable `ebpf:"have_former"`
 	HaveIngressIfindex *ebpf.Variable `ebpf:"have_ingress_ifindex"`
 	HaveMptcp          *ebpf.Variable `ebpf:"have_mptcp"`
 	HavePid            *ebpf.Variable `ebpf:"have_pid"`

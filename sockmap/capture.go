@@ -50,7 +50,7 @@ type Capture struct {
 	splicing       SpliceState
 	hopsPaused     string         // why, for hops; SpliceState.Paused is for the rest
 	inherited      bool           // splicing is on since an earlier process, and not tested since
-	delayed        []func() error // until the programs are in force
+	delayed        []func() error // until sockets are seen by the programs
 	yielded        bool
 	kept           []io.Closer // links of what was yielded
 
@@ -151,7 +151,7 @@ func (c *Capture) install() (err error) {
 			return err
 		}
 	}
-	if err := c.kernel.install(c.place, c.root, c.catchUp); err != nil {
+	if err := c.kernel.install(c.place, c.root, c.guardAll, c.enterAll); err != nil {
 		return err
 	}
 	if err := c.adoptNamespaces(); err != nil {

@@ -115,10 +115,16 @@ func (b *background) stop() {
 func (c *Capture) sweep(b *background) {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
+	switched := time.NewTimer(formerFlowsKept)
+	defer switched.Stop()
 	for {
 		select {
 		case <-b.done:
 			return
+		case <-switched.C:
+			if err := c.kernel.forgetFormerFlows(); err != nil {
+				c.log.Error("end the switch of programs", "error", err)
+			}
 		case <-tick.C:
 			if err := errors.Join(c.sweepFlows(), c.sweepDirects()); err != nil {
 				c.log.Error("sweep flows", "error", err)

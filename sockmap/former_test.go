@@ -87,6 +87,7 @@ func TestKeptFormats(t *testing.T) {
 			" Dialled 40 Local 60 Remote 80 Pad 100 Sockets 104 Sent 120 Received 128 Closed 136 Answered 140, 144 bytes"},
 		{"directs", bpf.CaptureAddress{}, "Ip 0 Port 16 Pad 18, 20 bytes"},
 		{"names", bpf.CaptureName{}, "Bytes 0, 320 bytes"},
+		{"flows", bpf.CaptureFlowKey{}, "Netns 0 Client 8 Local 28, 48 bytes"},
 	} {
 		var got []string
 		of := reflect.TypeOf(tc.of)
@@ -99,8 +100,8 @@ func TestKeptFormats(t *testing.T) {
 			t.Errorf("%s has %s: %s, want %s", tc.name, of.Name(), got, tc.want)
 		}
 	}
-	if bpf.CaptureMapDirects != "directs" || bpf.CaptureMapNames != "names" {
-		t.Errorf("the maps are %s and %s", bpf.CaptureMapDirects, bpf.CaptureMapNames)
+	if bpf.CaptureMapDirects != "directs" || bpf.CaptureMapNames != "names" || bpf.CaptureMapFlows != "flows" {
+		t.Errorf("the maps are %s, %s and %s", bpf.CaptureMapDirects, bpf.CaptureMapNames, bpf.CaptureMapFlows)
 	}
 	flags := map[bpf.CaptureDirectFlags]bpf.CaptureDirectFlags{
 		bpf.CaptureDirectFlagsDIRECT_ADDRESSED: 1, bpf.CaptureDirectFlagsDIRECT_IPV6: 4, bpf.CaptureDirectFlagsDIRECT_SPLICED: 8,

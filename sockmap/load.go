@@ -27,6 +27,12 @@ type kernelState struct {
 	adopted, apart bool
 	// pending is what is loaded and not attached yet; nil once it is.
 	pending *pending
+	// formerFlows is what sk_lookup knows of the programs before; follows says that
+	// there were some, with flows of their own.
+	formerFlows *ebpf.Map
+	follows     bool
+	// switching is that of Options.
+	switching func()
 }
 
 // pending is loaded, so that nothing is left that the verifier could refuse, and
@@ -64,7 +70,7 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 	if l.earlier, err = p.others(); err != nil {
 		return nil, err
 	}
-	k := &kernelState{maps: make(map[string]*ebpf.Map), dir: p.current(), adopted: exists(p.current()), pending: l}
+	k := &kernelState{maps: make(map[string]*ebpf.Map), dir: p.current(), adopted: exists(p.current()), pending: l, switching: opts.switching}
 	replacements, err := pinnedMaps(spec, mapsDir(k.dir))
 	if err != nil {
 		return nil, err
@@ -92,6 +98,10 @@ func load(p *place, root *cgroupRoot, opts *Options) (_ *kernelState, err error)
 			k.close()
 			return nil, fmt.Errorf("keep map %s: %w", name, err)
 		}
+	}
+	if err := k.openFormerFlows(append([]string{k.dir}, l.earlier...)); err != nil {
+		k.close()
+		return nil, err
 	}
 	return k, nil
 }
@@ -138,12 +148,15 @@ func unprivileged(err error) error {
 
 // install makes sure that the state below p is that of this build: adopts what
 // fits, replaces what doesn't, and never leaves a moment in which a hook that
-// was attached isn't. before is called when all hooks are attached but those
-// that decide, which then follow one another within microseconds each.
+// was attached isn't. guard attaches sk_lookup, which knows what the programs
+// before have decided, so it comes before flows get to new maps: first of all where
+// these take the place of others in the same directory. enter is called when all
+// hooks are attached but those that decide, which then follow one another within
+// microseconds each.
 //
 // State of another layout stays beside until dropOthers: its programs go on
 // keeping the records of what they have decided, and the new ones decide.
-func (k *kernelState) install(p *place, root *cgroupRoot, before func() error) (err error) {
+func (k *kernelState) install(p *place, root *cgroupRoot, guard, enter func() error) (err error) {
 	l := k.pending
 	if !k.adopted {
 		if k.dir, err = p.stage(); err != nil {
@@ -158,18 +171,25 @@ func (k *kernelState) install(p *place, root *cgroupRoot, before func() error) (
 			return err
 		}
 	}
-	ready := false
+	steps := []func() error{enter, guard}
+	if k.adopted {
+		if err := guard(); err != nil {
+			return err
+		}
+		steps = steps[:1]
+	}
 	for i := range hooks {
 		h := &hooks[i]
-		if h.decides && !ready {
-			if err := before(); err != nil {
+		for h.decides && len(steps) > 0 {
+			if err := steps[0](); err != nil {
 				return err
 			}
-			ready = true
+			steps = steps[1:]
 		}
 		if err := h.install(l.coll.Programs[h.program], root, linksDir(k.dir), linksDirs(l.earlier), l.same); err != nil {
 			return err
 		}
+		k.switching()
 	}
 	if !l.same {
 		if err := replacePin(l.coll.Maps[constantsMap], filepath.Join(mapsDir(k.dir), constantsPin)); err != nil {
@@ -207,6 +227,10 @@ func (k *kernelState) forgetPending() {
 
 func (k *kernelState) close() {
 	k.forgetPending()
+	if k.formerFlows != nil {
+		_ = k.forgetFormerFlows() // sk_lookup stays
+		k.formerFlows.Close()
+	}
 	closeMaps(k.maps)
 }
 

@@ -95,51 +95,75 @@ func (c *Capture) AttachNetNS(nsFD int) (uint64, error) {
 	}
 	ns.program = program
 	c.namespaces[cookie] = ns
-	return cookie, c.inForce(func() error {
-		if c.namespaces[cookie] != ns {
-			return nil // detached, or attached again
-		}
-		if err := c.guard(cookie, ns); err != nil {
-			return err
-		}
+	if c.kernel.pending != nil {
+		return cookie, nil // guardAll and enterAll see to it
+	}
+	if err := c.guard(cookie, ns); err != nil {
+		return cookie, err
+	}
+	return cookie, c.enter(cookie)
+}
+
+// enter makes the programs treat namespaces as part of the mesh.
+func (c *Capture) enter(cookies ...uint64) error {
+	for _, cookie := range cookies {
 		if err := c.kernel.maps[bpf.CaptureMapNamespaces].Update(cookie, uint32(1), ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("register namespace: %w", err)
 		}
-		// Who listened there before was never seen.
-		return c.reconcilePorts(c.declared)
-	})
-}
-
-// inForce calls do now, or once the programs are in force.
-func (c *Capture) inForce(do func() error) error {
-	if c.kernel.pending == nil {
-		return do()
 	}
-	c.delayed = append(c.delayed, do)
-	return nil
+	// Who listened there before was never seen.
+	return c.reconcilePorts(c.declared)
 }
 
-// catchUp does what was delayed.
-func (c *Capture) catchUp() error {
+// enterAll does what was delayed until the programs see sockets that begin to listen.
+func (c *Capture) enterAll() error {
+	var attached []uint64
+	for cookie, ns := range c.namespaces {
+		if ns.fd != nil {
+			attached = append(attached, cookie)
+		}
+	}
+	if len(attached) > 0 {
+		if err := c.enter(attached...); err != nil {
+			return err
+		}
+	}
 	for _, do := range c.delayed {
 		if err := do(); err != nil {
 			return err
 		}
 	}
 	c.delayed = nil
+	return nil
+}
+
+// guardAll attaches sk_lookup wherever it is to be.
+func (c *Capture) guardAll() error {
+	for cookie, ns := range c.namespaces {
+		if ns.fd == nil {
+			continue
+		}
+		if err := c.guard(cookie, ns); err != nil {
+			return err
+		}
+	}
 	return c.guardEarlier()
 }
 
-// guardEarlier keeps guarding the namespaces that an earlier process of another
-// layout attached and this one has not.
+// guardEarlier keeps guarding the namespaces that an earlier process attached and
+// this one has not, if that had other maps.
 func (c *Capture) guardEarlier() error {
-	for _, dir := range linksDirs(c.kernel.pending.earlier) {
+	dirs := linksDirs(c.kernel.pending.earlier)
+	if c.kernel.adopted && c.kernel.follows {
+		dirs = append(dirs, linksDir(c.kernel.dir))
+	}
+	for _, dir := range dirs {
 		cookies, err := guardedBelow(dir)
 		if err != nil {
 			return err
 		}
 		for _, cookie := range cookies {
-			if c.namespaces[cookie] != nil || !alive(filepath.Join(dir, netnsName(cookie))) {
+			if ns := c.namespaces[cookie]; ns != nil && ns.fd != nil || !alive(filepath.Join(dir, netnsName(cookie))) {
 				continue
 			}
 			program, err := c.loadInbound(cookie)
@@ -181,7 +205,9 @@ func (c *Capture) guard(cookie uint64, ns *namespace) error {
 			return fmt.Errorf("load link of namespace: %w", err)
 		}
 		defer old.Close()
-		switch err := old.Update(program); {
+		err = old.Update(program)
+		c.kernel.switching()
+		switch {
 		case err == nil && at == path:
 			return nil
 		case err == nil:
@@ -211,21 +237,17 @@ func (c *Capture) loadInbound(cookie uint64) (*ebpf.Program, error) {
 	err = setConstants(spec, map[string]any{
 		"netns":                cookie,
 		"have_ingress_ifindex": flag(c.opts.features.ingressIfindex),
+		"have_former":          flag(c.kernel.follows),
 	})
 	if err != nil {
 		return nil, err
 	}
-	replacements := make(map[string]*ebpf.Map)
-	for name, ms := range spec.Maps {
-		if m := c.kernel.maps[name]; m != nil {
-			ms.MaxEntries = m.MaxEntries()
-			replacements[name] = m
-		}
-	}
+	shared := c.sharedMaps(spec)
+	shared.MapReplacements[formerFlowsMap] = c.kernel.formerFlows
 	var objs struct {
 		Inbound *ebpf.Program `ebpf:"inbound"`
 	}
-	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
+	if err := spec.LoadAndAssign(&objs, shared); err != nil {
 		return nil, fmt.Errorf("load inbound program: %w", err)
 	}
 	return objs.Inbound, nil
@@ -293,13 +315,18 @@ func (c *Capture) SetInboundListener(cookie uint64, fd int) error {
 	if err != nil {
 		return fmt.Errorf("keep inbound listener: %w", err)
 	}
-	return c.inForce(func() error {
+	set := func() error {
 		defer unix.Close(own)
 		if err := c.kernel.maps[bpf.CaptureMapInboundListeners].Update(cookie, uint64(own), ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("set inbound listener: %w", err)
 		}
 		return nil
-	})
+	}
+	if c.kernel.pending == nil {
+		return set()
+	}
+	c.delayed = append(c.delayed, set)
+	return nil
 }
 
 // adoptNamespaces finds the namespaces that an earlier process attached. They

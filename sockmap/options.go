@@ -90,6 +90,9 @@ type Options struct {
 	// maxSpliced and maxDirects, if not 0, are the sizes of the maps, for
 	// tests of what happens when they are full.
 	maxSpliced, maxDirects uint32
+	// switching, if not nil, is called after each step of putting programs in
+	// force, for tests of what connections meet in between.
+	switching func()
 }
 
 func (o *Options) complete() error {
@@ -101,6 +104,9 @@ func (o *Options) complete() error {
 	}
 	if o.Namespaces == nil {
 		o.Namespaces = netns.Direct{}
+	}
+	if o.switching == nil {
+		o.switching = func() {}
 	}
 	if o.features == nil {
 		o.features = probeFeatures()

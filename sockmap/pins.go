@@ -30,6 +30,7 @@ const layout = 3
 // with the one that follows: the place is never free in between.
 type place struct {
 	dir    string
+	layout int
 	lock   *os.File
 	shared bool // with a process that owns the state
 }
@@ -83,7 +84,7 @@ func inheritPlace(bpffs, instance string, lock *os.File) (*place, error) {
 	if !os.SameFile(want, have) {
 		return nil, fmt.Errorf("%s: %w", dir, ErrElsewhere)
 	}
-	return &place{dir: dir, lock: lock, shared: true}, nil
+	return &place{dir: dir, layout: layout, lock: lock, shared: true}, nil
 }
 
 func lockPlace(dir string) (*place, error) {
@@ -110,7 +111,7 @@ func lockPlace(dir string) (*place, error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	return &place{dir: dir, lock: f}, nil
+	return &place{dir: dir, layout: layout, lock: f}, nil
 }
 
 // checkBPFFS looks at the part that is meshproxy's first: a service may be shown
@@ -139,7 +140,7 @@ func (p *place) close() {
 }
 
 // current is the directory of this layout, whether or not it exists.
-func (p *place) current() string { return filepath.Join(p.dir, fmt.Sprintf("v%d", layout)) }
+func (p *place) current() string { return filepath.Join(p.dir, fmt.Sprintf("v%d", p.layout)) }
 
 // others returns the directories of other layouts.
 func (p *place) others() ([]string, error) {

@@ -152,10 +152,13 @@ func (c *Capture) restore() error {
 	}
 	// Nothing is known of what is pinned, so all of it is pinned anew.
 	c.kernel.pending, c.kernel.adopted = &pending{coll: coll}, true
-	for cookie, ns := range c.namespaces {
-		if ns.fd != nil {
-			c.delayed = append(c.delayed, func() error { return c.guard(cookie, ns) })
-		}
+	dirs, err := c.place.others()
+	if err == nil {
+		err = c.kernel.openFormerFlows(append(dirs, c.place.staged(), c.kernel.dir))
+	}
+	if err != nil {
+		c.kernel.forgetPending()
+		return err
 	}
 	c.events = make(chan Event, cap(c.events))
 	c.yielded = false
