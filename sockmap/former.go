@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshproxy/meshproxy/bpf"
 )
@@ -19,7 +21,9 @@ import (
 // and maps with which they began, but those know nothing of policy as it changes,
 // and nobody hears of them when the process before has ended. So whoever drops the
 // state of another layout takes the records of what is open into its own, where
-// they end with the client's socket as all do (bpf/direct.c).
+// they end with the client's socket as all do (bpf/direct.c). No switch reaches those
+// programs afterwards: what they splice turns to TCP first, if the process before
+// has not seen to that.
 //
 // For that the maps directs and names mean the same in all layouts, whatever else
 // changes: a structure of theirs that changes takes another name for its map
@@ -32,6 +36,9 @@ func (c *Capture) dropOthers() error {
 		return err
 	}
 	for _, dir := range append(dirs, c.place.staged()) {
+		if err := stopSplicing(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			c.log.Warn("connections between workloads that are spliced since another version stay so", "state", filepath.Base(dir), "error", err)
+		}
 		n, err := c.keepDirects(dir)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // there are none
@@ -42,6 +49,49 @@ func (c *Capture) dropOthers() error {
 		}
 	}
 	return c.place.dropOthers()
+}
+
+// switchMap says where in a layout's node its switch for splicing is: the types of
+// another layout, which the kernel has, may be read by CAP_SYS_ADMIN only.
+const switchMap = "switch"
+
+func (k *kernelState) pinSwitch() error {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: switchMap, Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1,
+		Contents: []ebpf.MapKV{{Key: uint32(0), Value: uint32(unsafe.Offsetof(bpf.CaptureNode{}.Splicing))}},
+	})
+	if err != nil {
+		return fmt.Errorf("create map %s: %w", switchMap, err)
+	}
+	defer m.Close()
+	return replacePin(m, filepath.Join(mapsDir(k.dir), switchMap))
+}
+
+// stopSplicing turns to TCP what is spliced by the programs of the state in dir.
+func stopSplicing(dir string) error {
+	where, err := keptMap[uint32, uint32](dir, switchMap)
+	if err != nil {
+		return err
+	}
+	defer where.Close()
+	var offset uint32
+	if err := where.Lookup(uint32(0), &offset); err != nil {
+		return fmt.Errorf("read map %s: %w", switchMap, err)
+	}
+	node, err := ebpf.LoadPinnedMap(filepath.Join(mapsDir(dir), bpf.CaptureMapNode), nil)
+	if err != nil {
+		return fmt.Errorf("load map %s: %w", bpf.CaptureMapNode, err)
+	}
+	defer node.Close()
+	if offset%4 != 0 || offset+4 > node.ValueSize() {
+		return fmt.Errorf("map %s: there is nothing at %d of the %d bytes of a node", switchMap, offset, node.ValueSize())
+	}
+	mem, err := mapMemory(node)
+	if err != nil {
+		return err
+	}
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&mem[offset])), uint32(bpf.CaptureSplicingSPLICING_OFF))
+	return unix.Munmap(mem)
 }
 
 // former is the state of another layout, as far as it can be read.

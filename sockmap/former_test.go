@@ -14,7 +14,7 @@ import (
 )
 
 // TestFormerDirects: what was opened by the programs of another layout goes on by
-// them, and is known and closed by those that follow, whose numbers are others.
+// TCP, and is known and closed by those that follow, whose numbers are others.
 func TestFormerDirects(t *testing.T) {
 	w := newSplicing(t)
 	gone := w.pair(virtual4, direct4)
@@ -43,6 +43,15 @@ func TestFormerDirects(t *testing.T) {
 		return list
 	}
 	before := known(w, 2)
+	splices, err := w.kernel.maps[bpf.CaptureMapSplices].Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer splices.Close()
+	var began bpf.CaptureSplice
+	if err := splices.Lookup(uint32(pairs[direct4].client), &began); err != nil || began.Fallback != 0 {
+		t.Fatalf("state %+v, %v", began, err)
+	}
 
 	w.close()
 	w.age()
@@ -61,6 +70,12 @@ func TestFormerDirects(t *testing.T) {
 	}
 	for _, p := range pairs {
 		p.exchange(t, 1000)
+		for _, fd := range []int{p.client, p.server} {
+			var s bpf.CaptureSplice
+			if err := splices.Lookup(uint32(fd), &s); err != nil || s.Fallback != bpf.CaptureFallbackFALLBACK_PAUSED {
+				t.Errorf("state %+v, %v", s, err)
+			}
+		}
 	}
 
 	pairs[direct6].closeClient()
@@ -102,6 +117,9 @@ func TestKeptFormats(t *testing.T) {
 	}
 	if bpf.CaptureMapDirects != "directs" || bpf.CaptureMapNames != "names" || bpf.CaptureMapFlows != "flows" {
 		t.Errorf("the maps are %s, %s and %s", bpf.CaptureMapDirects, bpf.CaptureMapNames, bpf.CaptureMapFlows)
+	}
+	if switchMap != "switch" || bpf.CaptureMapNode != "node" || bpf.CaptureSplicingSPLICING_OFF != 0 {
+		t.Errorf("splicing is off by %d in map %s, found by %s", bpf.CaptureSplicingSPLICING_OFF, bpf.CaptureMapNode, switchMap)
 	}
 	flags := map[bpf.CaptureDirectFlags]bpf.CaptureDirectFlags{
 		bpf.CaptureDirectFlagsDIRECT_ADDRESSED: 1, bpf.CaptureDirectFlagsDIRECT_IPV6: 4, bpf.CaptureDirectFlagsDIRECT_SPLICED: 8,

@@ -171,6 +171,9 @@ func (k *kernelState) install(p *place, root *cgroupRoot, guard, enter func() er
 			return err
 		}
 	}
+	if err := k.pinSwitch(); err != nil {
+		return err
+	}
 	steps := []func() error{enter, guard}
 	if k.adopted {
 		if err := guard(); err != nil {

@@ -187,3 +187,48 @@ func TestFormerFlows(t *testing.T) {
 	}
 	w.works()
 }
+
+// TestSwitchSteered: plaintext from elsewhere is steered to the proxy all the while.
+func TestSwitchSteered(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	web := w.workload("web")
+	web.Inbound = mesh.InboundPermissive
+	s := State{Workloads: []Workload{web}}
+	w.apply(s)
+	far := w.neighbour()
+	w.serving("web", "[::]:80")
+	plain := w.listenOwn(w.proxy, "[::]:15006")
+	steer := func(c *Capture) {
+		w.proxy.with(plain, func(fd int) error { return c.SetInboundListener(w.cookie, fd) })
+	}
+	steer(w.Capture)
+	steps := 0
+	w.opts.switching = func() {
+		steps++
+		fd, err := far.dial("10.8.0.1:80")
+		if err != nil {
+			t.Errorf("step %d: %v", steps, err)
+		} else {
+			conn, _ := w.proxy.accept(plain)
+			w.proxy.close(conn)
+		}
+		far.close(fd)
+	}
+	w.age()
+	w.kernel.dir += "/../v0"
+	next := w.follower()
+	steer(next)
+	if err := next.Prepare(s); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Yield(); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.TakeOver(); err != nil {
+		t.Fatal(err)
+	}
+	if steps < len(hooks) {
+		t.Errorf("%d steps", steps)
+	}
+}
