@@ -54,6 +54,7 @@ var programTests = []string{
 	"TestInboundStrict", "TestInboundPermissive", "TestInboundChanges", "TestTrueSource", "TestIPv4ServerOfIPv6Client",
 	"TestDNS", "TestDNSWithoutProxy", "TestFastOpen", "TestConnectAgain", "TestGuard", "TestAdopt", "TestContainer",
 	"TestFlowsFull", "TestCongestionChosen", "TestCongestionOutside", "TestUpgrade", "TestOwnerKilled", "TestLeave",
+	"TestSwitchSteered",
 }
 
 // nodeTests run nodes: both families, both directions, what is refused and why;
