@@ -129,7 +129,7 @@ func TestDatacenters(t *testing.T) {
 	// What happens there is heard of here.
 	status(t, dc2, "m2", "192.0.2.2", "far", api.HealthCritical)
 	f.until("far to be unhealthy", func(u discovery.Update, err error) bool {
-		return far(u).Endpoints[0].Health == mesh.HealthUnhealthy
+		return far(u) != nil && far(u).Endpoints[0].Health == mesh.HealthUnhealthy
 	})
 }
 

@@ -29,9 +29,8 @@ func TestSweep(t *testing.T) {
 	last := churnedName(services - 1)
 	hasPorts := func(want ...uint16) func(discovery.Update) bool {
 		return func(u discovery.Update) bool {
-			i := slices.IndexFunc(u.Services, func(s *mesh.Service) bool { return s.Name.Name == last })
 			var ports []uint16
-			for _, e := range u.Services[i].Endpoints {
+			for _, e := range remote(u, last) {
 				ports = append(ports, e.Tunnel.Port())
 			}
 			slices.Sort(ports)

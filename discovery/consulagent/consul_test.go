@@ -93,7 +93,7 @@ func share(t *testing.T, a *consulagent.Agent) {
 	})
 	changed := make(chan error, 1)
 	go func() {
-		q := &api.QueryOptions{WaitIndex: meta.LastIndex, WaitTime: time.Minute}
+		q := &api.QueryOptions{WaitIndex: meta.LastIndex, WaitTime: 10 * time.Minute}
 		_, _, err := a.Catalog().Services(q.WithContext(ctx))
 		changed <- err
 	}()
@@ -107,7 +107,7 @@ func share(t *testing.T, a *consulagent.Agent) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the registration had to wait for the query's end")
 	}
 }

@@ -4,6 +4,7 @@ package static
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +18,7 @@ const (
 	webFile  = "services: [{name: web, ports: [{port: 80}]}]\n"
 	apiFile  = "services: [{name: api, ports: [{port: 80}]}]\n"
 	badFile  = "services: [{name: web}]\n"
-	deadline = 20 * time.Second
+	deadline = time.Minute
 )
 
 // run starts the source and returns its updates.
@@ -175,7 +176,11 @@ func TestSameContentIsNoUpdate(t *testing.T) {
 	path := opts.Files[0].Path
 	_, updates := run(t, opts)
 	wantService(t, updates, "web")
-	write(t, path, webFile)
+	// Not emptied first: that would be another content, if anybody looked then.
+	again, err := os.OpenFile(path, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = again.WriteString(webFile)
+	must(t, errors.Join(err, again.Close()))
 	write(t, path+".unrelated", "x")
 	must(t, os.Chtimes(path, time.Now(), time.Now()))
 	// The next update is of the next change, not of these.

@@ -209,7 +209,7 @@ func TestRun(t *testing.T) {
 		wait := func() {
 			select {
 			case <-o.Reload:
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Error("no reload")
 			}
 		}

@@ -42,7 +42,7 @@ func next(t *testing.T, reloads <-chan Reload) Reload {
 	select {
 	case r := <-reloads:
 		return r
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no reload")
 		return Reload{}
 	}

@@ -34,7 +34,7 @@ func dialTCP(t *testing.T, w *world) *miekg.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	return &miekg.Conn{Conn: c}
@@ -108,7 +108,7 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = c.Close() })
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		return &miekg.Conn{Conn: c}
 	}
 	send := func(c *miekg.Conn, name string) {
@@ -171,7 +171,7 @@ func TestConnectionLimit(t *testing.T) {
 		t.Error("a third connection is served")
 	}
 	_ = a.Close()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for works(dialTCP(t, w)) != nil {
 		if time.Now().After(deadline) {
 			t.Fatal("the place of a closed connection is never free")
@@ -293,7 +293,7 @@ func TestListenersComeAndGo(t *testing.T) {
 		stopPackets()
 		stopStreams()
 		stopStreams()
-		_ = idle.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = idle.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := idle.Read(make([]byte, 1)); err == nil || errors.Is(err, errTimeout(err)) {
 			t.Errorf("an idle connection after stop: %v", err)
 		}

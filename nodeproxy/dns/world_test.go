@@ -126,7 +126,7 @@ func (w *world) ask(t testing.TB, network string, m *miekg.Msg) *miekg.Msg {
 	if network == "tcp" {
 		to = w.tcp
 	}
-	c := miekg.Client{Net: network, Timeout: 10 * time.Second}
+	c := miekg.Client{Net: network, Timeout: time.Minute}
 	reply, _, err := c.Exchange(m, to)
 	if err != nil {
 		t.Fatalf("%s %s: %v", network, m.Question[0].Name, err)
@@ -148,7 +148,7 @@ func upstream(t testing.TB, handle miekg.HandlerFunc) netip.AddrPort {
 		go func() { ended <- s.ActivateAndServe() }()
 		<-started
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			if err := s.ShutdownContext(ctx); err != nil {
 				t.Error(err)

@@ -93,7 +93,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func run(ctx context.Context, o options, stdout io.Writer, after func(*stage, verdict) error) (err error) {
 	say := func(format string, args ...any) { fmt.Fprintf(stdout, format+"\n", args...) }
 	say("Making two hosts and a container, with %d services.", len(services))
-	begin, cancel := context.WithTimeout(ctx, time.Minute)
+	begin, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	s, err := newStage(begin)
 	if err != nil {
@@ -213,7 +213,7 @@ func (s *stage) show(ctx context.Context, d time.Duration, v view) (verdict, err
 // settle waits until each client has reported after the first second, and the
 // capture has seen everything.
 func (s *stage) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, p := range s.clients {
 		if _, err := p.Stdout().WaitString(ctx, workload.EventStats); err != nil {

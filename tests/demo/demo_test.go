@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 
 func newTestStage(t *testing.T) *stage {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	s, err := newStage(ctx)
 	if err != nil {

@@ -119,7 +119,7 @@ func (s *stage) startRole(place, name, workload string, args ...string) (*testne
 // startCall starts a client with an address and a marker. A count of 0 calls
 // until the process is stopped.
 func (s *stage) startCall(c *call, addr, marker string, count int) (*testnet.Process, error) {
-	args := []string{"call", "-body", marker, "-count", fmt.Sprint(count), "-rate", fmt.Sprint(c.rate), "-timeout", "3s"}
+	args := []string{"call", "-body", marker, "-count", fmt.Sprint(count), "-rate", fmt.Sprint(c.rate), "-timeout", "30s"}
 	if c.kind == "http" {
 		args = append(args, "-url", "http://"+addr+"/")
 	} else {

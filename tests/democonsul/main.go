@@ -134,7 +134,7 @@ func (s *stage) flip(ctx context.Context, action api.IntentionAction, works bool
 		return err
 	}
 	begin := time.Now()
-	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+	wait, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err := testnet.Until(wait, func() error {
 		c.read()

@@ -158,7 +158,7 @@ func (s *stage) startNodes(ctx context.Context) error {
 			}
 			config += "]\n"
 		}
-		start, cancel := context.WithTimeout(ctx, time.Minute)
+		start, cancel := context.WithTimeout(ctx, 3*time.Minute)
 		n, err := meshnode.Start(start, meshnode.Options{
 			Host: s.topology.Host(host), Program: []string{s.program}, NoTrustDomain: true, NoMeshFile: true,
 			Identity: "identity: {provider: consul}\n", Extra: config,
@@ -211,13 +211,13 @@ func (s *stage) startCalls(ctx context.Context) error {
 		i := slices.IndexFunc(services, func(svc service) bool { return svc.name == f.from })
 		u := slices.IndexFunc(services[i].upstreams, func(u upstream) bool { return u.service == f.to })
 		at := "127.0.0.1:" + strconv.Itoa(services[i].upstreams[u].port)
-		p, err := s.start(services[i], "call", "-tcp", at, "-fresh", "-interval", "100ms", "-timeout", "2s")
+		p, err := s.start(services[i], "call", "-tcp", at, "-fresh", "-interval", "100ms", "-timeout", "30s")
 		if err != nil {
 			return err
 		}
 		s.calls = append(s.calls, &call{flow: f, process: p})
 	}
-	wait, cancel := context.WithTimeout(ctx, time.Minute)
+	wait, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for _, c := range s.calls {
 		err := testnet.Until(wait, func() error {
@@ -260,7 +260,7 @@ func (s *stage) watch(ctx context.Context, d time.Duration, v *verdict) error {
 
 // taken waits until a node shows a connection of the flow.
 func (s *stage) taken(ctx context.Context, f flow) (bool, error) {
-	wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+	wait, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := testnet.Until(wait, func() error {
 		for _, n := range s.nodes {

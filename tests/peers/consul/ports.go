@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/meshproxy/meshproxy/tests/testnet"
 )
@@ -42,12 +43,19 @@ func choosePorts(host *testnet.Host) (p ports, err error) {
 
 var errNoPort = errors.New("find a free port: too many are taken")
 
-// FreePort finds a port of loopback that is free for TCP and UDP. It lies below
-// those that the kernel gives to clients, one of which might take it before it
-// is listened on.
+// chosen has the ports that FreePort has given, lest two get the same one before
+// the first is listened on.
+var chosen sync.Map
+
+// FreePort finds a port of loopback that is free for TCP and UDP, another one each
+// time. It lies below those that the kernel gives to clients, one of which might
+// take it before it is listened on.
 func FreePort() (uint16, error) {
 	for range 100 {
 		port := uint16(12000 + rand.IntN(20000))
+		if _, before := chosen.LoadOrStore(port, true); before {
+			continue
+		}
 		at := netip.AddrPortFrom(loopback, port)
 		tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
 		if err != nil {

@@ -31,7 +31,7 @@ const (
 	// channelFD is the opener's end of the channel.
 	channelFD = 3
 	// dialSeconds bounds a connect.
-	dialSeconds = 10
+	dialSeconds = 60
 
 	verbDial   = "dial"
 	verbListen = "listen"

@@ -27,7 +27,7 @@ func TestSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer net.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	server, err := Start(net.Host("b"), "server", "server")
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 
 // TestConversation: both ends, as tests use them.
 func TestConversation(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)

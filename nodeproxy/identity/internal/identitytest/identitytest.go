@@ -240,7 +240,7 @@ func Handshake(t testing.TB, client, server *tls.Config) (c, s Result) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	done := make(chan Result, 1)
 	go func() { done <- accept(ctx, listener, server) }()
@@ -254,7 +254,7 @@ func Handshake(t testing.TB, client, server *tls.Config) (c, s Result) {
 	c.Session, c.Err = identity.Handshake(ctx, conn)
 	c.State = conn.ConnectionState()
 	if c.Err == nil {
-		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 		_, c.Err = conn.Read(make([]byte, 1))
 	}
 	raw.Close()
