@@ -72,10 +72,10 @@ join vm
 # time; each test has its own subtree, namespaces and pins instead.
 step unit go test -count=1 -v -timeout 20m $unraced
 # Each process that a test ends would wait a second for reports of races.
-step race env GORACE=atexit_sleep_ms=0 go test -count=1 -race -v -timeout 20m $raced
+step race env GORACE=atexit_sleep_ms=0 go test -count=1 -race -v -timeout 40m $raced
 # Those that run side by side wait nearly all of the time: for leaves to be over,
 # for Consul's servers to elect another leader.
-step e2e go test -count=1 -v -timeout 20m -parallel 6 ./tests/e2e/...
+step e2e go test -count=1 -v -timeout 40m -parallel 6 ./tests/e2e/...
 # The product itself under the race detector, on what exercises most of it.
 step e2e-race env E2E_RACE=1 go test -count=1 -v -timeout 10m \
 	-run 'TestPaths|TestContainer|TestAuthorization|TestPolicyChange|TestInboundModes|TestHotReload|TestRotation|TestHops' ./tests/e2e/...
