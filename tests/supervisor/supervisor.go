@@ -100,6 +100,7 @@ func (c *Command) Close() {
 // Command returns what to start the service with; the caller closes it. The
 // process that speaks first then is the main one.
 func (s *Supervisor) Command() (*Command, error) {
+	s.catchUp()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := &Command{Before: []string{"/bin/sh", "-c", wrapper, "sh"}}
@@ -143,6 +144,7 @@ func (s *Supervisor) Status() string {
 
 // Stored are the names of the descriptors in the store, with their numbers.
 func (s *Supervisor) Stored() map[string]int {
+	s.catchUp()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := make(map[string]int)
@@ -178,6 +180,29 @@ func (s *Supervisor) Reap(ctx context.Context, pid int) (unix.WaitStatus, error)
 		case <-ctx.Done():
 			return 0, fmt.Errorf("wait for process %d: %w", pid, ctx.Err())
 		}
+	}
+}
+
+// barrier is what sd_notify_barrier(3) sends, with a descriptor that is closed once
+// all messages before have been received.
+const barrier = "BARRIER=1"
+
+// catchUp waits until what was sent so far has been received: the service may have
+// ended since.
+func (s *Supervisor) catchUp() {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	defer r.Close()
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.path, Net: "unixgram"})
+	if err == nil {
+		_, _, err = conn.WriteMsgUnix([]byte(barrier), unix.UnixRights(int(w.Fd())), nil)
+		conn.Close()
+	}
+	w.Close()
+	if err == nil {
+		_, _ = r.Read(make([]byte, 1))
 	}
 }
 
@@ -220,6 +245,9 @@ func parse(control []byte) (pid int, files []*os.File) {
 func (s *Supervisor) handle(pid int, text string, files []*os.File) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if text == barrier {
+		return false
+	}
 	if s.main == 0 {
 		s.main = pid
 	}
