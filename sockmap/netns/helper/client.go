@@ -19,13 +19,16 @@ const patience = 500 * time.Millisecond
 // Client is the way into network namespaces by a helper. It opens a connection
 // for each request, so that a helper that ends or is replaced is nothing to
 // notice.
-type Client struct{ path string }
+type Client struct {
+	path     string
+	patience time.Duration
+}
 
 var _ netns.Opener = (*Client)(nil)
 
 // NewClient returns a client of the helper that listens on a path. Whether one
 // does shows with the first request.
-func NewClient(path string) *Client { return &Client{path: path} }
+func NewClient(path string) *Client { return &Client{path: path, patience: patience} }
 
 // Socket implements netns.Opener.
 func (c *Client) Socket(fd, domain, typ, protocol int) (int, error) {
@@ -64,7 +67,7 @@ func (c *Client) OfPID(pid int, cgroup string) (*netns.Handle, error) {
 
 // ask sends a request and takes as many descriptors as the answer must have.
 func (c *Client) ask(r *request, with []int, want int) ([]int, error) {
-	conn, err := dial(c.path)
+	conn, err := dial(c.path, c.patience)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +79,7 @@ func (c *Client) ask(r *request, with []int, want int) ([]int, error) {
 	fds, err := receive(conn, &a)
 	switch {
 	case errors.Is(err, unix.EAGAIN):
-		err = fmt.Errorf("netns helper at %s has not answered within %v", c.path, patience)
+		err = fmt.Errorf("netns helper at %s has not answered within %v", c.path, c.patience)
 	case err == nil && a.Gone:
 		err = netns.ErrGone
 	case err == nil && a.Error != "":
@@ -91,7 +94,7 @@ func (c *Client) ask(r *request, with []int, want int) ([]int, error) {
 	return fds, nil
 }
 
-func dial(path string) (int, error) {
+func dial(path string, patience time.Duration) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("make socket: %w", err)

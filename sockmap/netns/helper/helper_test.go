@@ -38,7 +38,9 @@ func serve(t *testing.T, o Options) *Client {
 	o.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- NewServer(o).Serve(ctx, fd) }()
+	s := NewServer(o)
+	s.patience = time.Minute // for a busy machine
+	go func() { ended <- s.Serve(ctx, fd) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -46,7 +48,9 @@ func serve(t *testing.T, o Options) *Client {
 		}
 		_ = unix.Close(fd)
 	})
-	return NewClient(path)
+	c := NewClient(path)
+	c.patience = time.Minute // for a busy machine
+	return c
 }
 
 // inhabited is a process in a network namespace and a cgroup of its own.
@@ -73,7 +77,7 @@ func inhabited(t *testing.T) (pid int, at string, inode uint64) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		// The kernel takes the process out of its cgroup a moment later.
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for os.Remove(dir) != nil && time.Now().Before(deadline) {
 			runtime.Gosched()
 		}

@@ -30,10 +30,13 @@ type Options struct {
 }
 
 // Server answers requests.
-type Server struct{ o Options }
+type Server struct {
+	o        Options
+	patience time.Duration
+}
 
 // NewServer returns a server that has not started yet.
-func NewServer(o Options) *Server { return &Server{o: o} }
+func NewServer(o Options) *Server { return &Server{o: o, patience: clientPatience} }
 
 // clientPatience is how long a client may take to say what it wants, maxClients
 // how many are served at once: one node asks, little and seldom.
@@ -105,7 +108,7 @@ func (s *Server) serve(conn int) {
 		s.o.Logger.Warn("refused", "error", err)
 		return
 	}
-	limit := unix.NsecToTimeval(int64(clientPatience))
+	limit := unix.NsecToTimeval(int64(s.patience))
 	_ = unix.SetsockoptTimeval(conn, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
 	_ = unix.SetsockoptTimeval(conn, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
 	var r request
