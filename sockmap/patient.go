@@ -96,7 +96,7 @@ func (limit patient) write(fd int, p []byte) error {
 func (limit patient) await(fd int, events int16) error {
 	deadline := time.Now().Add(time.Duration(limit))
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, int(time.Until(deadline).Milliseconds()))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, max(int(time.Until(deadline).Milliseconds()), 0))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
