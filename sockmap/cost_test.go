@@ -30,25 +30,32 @@ func TestCost(t *testing.T) {
 		{"captured", "a.slice/web", "240.240.0.1:80"},
 	} {
 		a := w.process(test.cgroup)
-		before := w.runs()
-		for range 100 {
-			fd, _ := a.dial(test.addr)
-			if fd > 0 {
-				a.close(fd)
+		hooks := []string{"connect4", "sock_ops"}
+		least := make(map[string]time.Duration) // of several rounds: others interrupt programs, too
+		for range 10 {
+			before := w.runs()
+			for range 10 {
+				fd, _ := a.dial(test.addr)
+				if fd > 0 {
+					a.close(fd)
+				}
+			}
+			after := w.runs()
+			for _, hook := range hooks {
+				n := after[hook].RunCount - before[hook].RunCount
+				if n == 0 {
+					t.Fatalf("%s: %s did not run", test.who, hook)
+				}
+				each := (after[hook].Runtime - before[hook].Runtime) / time.Duration(n)
+				if have, ok := least[hook]; !ok || each < have {
+					least[hook] = each
+				}
 			}
 		}
-		after := w.runs()
-		for _, hook := range []string{"connect4", "sock_ops"} {
-			n := after[hook].RunCount - before[hook].RunCount
-			spent := after[hook].Runtime - before[hook].Runtime
-			if n == 0 {
-				t.Errorf("%s did not run", hook)
-				continue
-			}
-			each := spent / time.Duration(n)
-			t.Logf("%s: %s %v per run, %d runs", test.who, hook, each, n)
-			if each > 100*time.Microsecond {
-				t.Errorf("%s: %s takes %v", test.who, hook, each)
+		for _, hook := range hooks {
+			t.Logf("%s: %s %v per run", test.who, hook, least[hook])
+			if least[hook] > 100*time.Microsecond {
+				t.Errorf("%s: %s takes %v", test.who, hook, least[hook])
 			}
 		}
 	}

@@ -98,7 +98,7 @@ func removeCgroup(dir string) {
 	}
 	// Killed processes take a moment to be gone; no event tells of it that
 	// would not need as much care.
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Duration(patiently)); time.Now().Before(deadline); elapse(time.Millisecond) {
 		if err := os.Remove(dir); err == nil || os.IsNotExist(err) {
 			return
 		}

@@ -54,6 +54,7 @@ func (w *world) splicing() *splicing {
 		p.exchange(w.t, 100)
 		p.closeClient()
 		p.closeServer()
+		s.over()
 		s.eventually("the listener is known", func() bool {
 			return s.port(at).Flags&bpf.CapturePortFlagsPORT_NONBLOCKING != 0
 		})
@@ -64,6 +65,19 @@ func (w *world) splicing() *splicing {
 	s.before = s.traffic()
 	s.opened = s.connections("front", OutcomeLocal)
 	return s
+}
+
+// over waits until the kernel is done with all connections that were closed: what
+// their last segments do may come after close(2).
+func (w *splicing) over() {
+	w.t.Helper()
+	w.eventually("all connections have ended", func() bool {
+		left, err := contents[uint64, bpf.CaptureDirect](w.kernel.maps[bpf.CaptureMapDirects])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return len(left) == 0 && w.stats().Flows == 0
+	})
 }
 
 // newUnproven is before any connection was made.
@@ -241,6 +255,7 @@ func TestDirect(t *testing.T) {
 	if n := w.connections("front", OutcomeLocal) - w.opened; n != 5 {
 		t.Errorf("counted %d", n)
 	}
+	w.over()
 	tr := w.since()
 	if tr.Opened != 5 || tr.Closed != 5 || tr.Spliced != 5 || len(tr.Fallbacks) != 0 {
 		t.Errorf("traffic %+v", tr)
@@ -382,6 +397,7 @@ func TestCloseDirect(t *testing.T) {
 		}
 		w.front.close(fd)
 		w.back.close(conn)
+		w.over()
 		if list, err := w.DirectConnections(); err != nil || len(list) != 0 {
 			t.Fatalf("connections %+v, %v", list, err)
 		}
