@@ -34,7 +34,7 @@ func TestNotifierSpeaksToTheServiceManager(t *testing.T) {
 			if err := tc.call(); err != nil {
 				t.Fatal(err)
 			}
-			conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			conn.SetReadDeadline(time.Now().Add(time.Minute))
 			buf := make([]byte, 256)
 			n, err := conn.Read(buf)
 			if err != nil {

@@ -37,7 +37,7 @@ var roles = map[string]func() int{
 	},
 }
 
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // follow takes over, answers one connection on each socket that it was given,
 // and returns one as a stray.
@@ -143,18 +143,31 @@ func fdOf(t *testing.T, c syscall.Conn) int {
 	return got
 }
 
+// samePort listens on one port by TCP and by UDP. What is free of the one may be
+// somebody's of the other.
+func samePort(t *testing.T) (net.Listener, net.PacketConn) {
+	t.Helper()
+	for {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc, err := net.ListenPacket("udp", ln.Addr().String())
+		if err == nil {
+			return ln, pc
+		}
+		ln.Close()
+		if !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestHandOver: everything passes to a process that then answers what had been
 // waiting in this one's accept queues.
 func TestHandOver(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln, pc := samePort(t)
 	defer ln.Close()
-	pc, err := net.ListenPacket("udp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer pc.Close()
 	path := filepath.Join(t.TempDir(), "admin.sock")
 	un, err := net.Listen("unix", path)

@@ -25,6 +25,9 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/tunneltest"
 )
 
+// patience is how long anything may take: the machine may be busy with other tests.
+const patience = 2 * time.Minute
+
 // node is one node's data path: a loop with everything on it.
 type node struct {
 	t       testing.TB
@@ -59,6 +62,10 @@ func newNode(t testing.TB, o nodeOptions) *node {
 	}
 	n := &node{t: t, loop: l}
 	o.tunnel.Logger, o.relays.Logger = log, log
+	if o.relays.ConnectTimeout == 0 {
+		o.relays.ConnectTimeout = patience
+	}
+	o.pool.DialTimeout, o.pool.HandshakeTimeout = patience, patience
 	n.carrier = tunnel.NewCarrier(l, o.tunnel)
 	o.pool.Identity = o.ca
 	n.pool = tunnel.NewPool(n.carrier, o.pool)
@@ -75,8 +82,9 @@ func newNode(t testing.TB, o nodeOptions) *node {
 			Config: func() *tls.Config {
 				return o.ca.ServerConfig(func(string) spiffeid.ID { return tunneltest.ID("server") })
 			},
-			Seats:  []tunnel.Seat{seat},
-			Logger: log,
+			Seats:            []tunnel.Seat{seat},
+			HandshakeTimeout: patience,
+			Logger:           log,
 		})
 		fd, at := listen(t)
 		n.addr = at
@@ -100,7 +108,7 @@ func (n *node) close() {
 
 func (n *node) do(f func()) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := n.loop.Do(ctx, f); err != nil {
 		n.t.Error(err)
@@ -161,7 +169,7 @@ func (b *book) last(t testing.TB) *session {
 	s := all[len(all)-1]
 	select {
 	case <-s.over:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("session does not end")
 	}
 	return s

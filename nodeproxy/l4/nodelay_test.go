@@ -28,7 +28,7 @@ func TestAcceptedWithoutDelay(t *testing.T) {
 		if v, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY); err != nil || v != 1 {
 			t.Errorf("TCP_NODELAY is %d, %v", v, err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("no connection was routed")
 	}
 }

@@ -33,7 +33,7 @@ func expectReset(t *testing.T, to netip.AddrPort) {
 	c, err := net.Dial("tcp", to.String())
 	if err == nil {
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		// The socket reports the reset once, to whichever call comes first.
 		if _, err = c.Write([]byte("x")); err == nil {
 			_, err = io.Copy(io.Discard, c)
@@ -151,7 +151,7 @@ func TestRouteLater(t *testing.T) {
 // waitFor polls a condition on the node's loop.
 func waitFor(t *testing.T, n *node, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		ok := false
 		n.do(func() { ok = cond() })
 		if ok {
@@ -211,9 +211,13 @@ func TestIdleTimeout(t *testing.T) {
 	eachWay(t, func(t *testing.T, start starter) {
 		m := start(t, app(t, func(c *net.TCPConn) { io.Copy(c, c) }), nodeOptions{relays: l4.Options{IdleTimeout: 300 * time.Millisecond}})
 		c := dial(t, m.front)
-		c.Write([]byte("ping"))
-		io.ReadFull(c, make([]byte, 4))
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		// On a busy machine the time is over before the answer, and the socket reports
+		// the reset once, to whichever call comes first.
+		_, err := c.Write([]byte("ping"))
+		if err == nil {
+			_, err = io.Copy(io.Discard, c)
+		}
+		if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 			t.Error(err)
 		}
 		if s := m.out.book.last(t); s.why != reason.IdleTimeout && s.why != reason.Reset {
@@ -362,7 +366,7 @@ func once(to netip.AddrPort, how int) error {
 	}
 	defer nc.Close()
 	c := nc.(*net.TCPConn)
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	switch how {
 	case 0:
 		c.SetLinger(0)

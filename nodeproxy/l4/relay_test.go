@@ -36,7 +36,7 @@ func app(t testing.TB, f func(*net.TCPConn)) netip.AddrPort {
 			}
 			conns.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(30 * time.Second))
+				c.SetDeadline(time.Now().Add(patience))
 				f(c.(*net.TCPConn))
 			})
 		}
@@ -50,11 +50,11 @@ func app(t testing.TB, f func(*net.TCPConn)) netip.AddrPort {
 
 func dial(t testing.TB, to netip.AddrPort) *net.TCPConn {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", to.String(), 10*time.Second)
+	c, err := net.DialTimeout("tcp", to.String(), patience)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetDeadline(time.Now().Add(30 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	t.Cleanup(func() { c.Close() })
 	return c.(*net.TCPConn)
 }

@@ -111,7 +111,7 @@ func listenOnce(t *testing.T, accepted chan<- *net.TCPConn) netip.AddrPort {
 		if err != nil {
 			return
 		}
-		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		t.Cleanup(func() { c.Close() })
 		accepted <- c.(*net.TCPConn)
 	})

@@ -17,6 +17,9 @@ import (
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 )
 
+// patience is how long anything may take: the machine may be busy with other tests.
+const patience = 2 * time.Minute
+
 type handlerFunc func(loop.Events)
 
 func (f handlerFunc) Ready(e loop.Events) { f(e) }
@@ -49,7 +52,7 @@ func start(t *testing.T, o loop.Options) *loop.Loop {
 
 func do(t *testing.T, l *loop.Loop, f func()) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := l.Do(ctx, f); err != nil {
 		t.Fatal(err)
@@ -60,7 +63,7 @@ func await(t *testing.T, c <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("waited in vain for ", what)
 	}
 }

@@ -21,8 +21,15 @@ func TestConnectRefused(t *testing.T) {
 		e := loop.Connect(fd, to)
 		if e == unix.EINPROGRESS {
 			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-			if _, err := unix.Poll(p, 10000); err != nil {
-				t.Fatal(err)
+			for {
+				n, err := unix.Poll(p, int(patience.Milliseconds()))
+				if err == unix.EINTR {
+					continue
+				}
+				if n != 1 || err != nil {
+					t.Fatal(n, err)
+				}
+				break
 			}
 			e = loop.SocketError(fd)
 		}

@@ -4,7 +4,6 @@ package tunnel_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
@@ -20,7 +19,7 @@ func TestBackoff(t *testing.T) {
 	wrong := keyTo(s.addr, "a", "somebody-else")
 	fails := func() {
 		t.Helper()
-		err := wait(t, c.open(wrong, 10*time.Second).failed, "the failure")
+		err := wait(t, c.open(wrong, patience).failed, "the failure")
 		if got := reason.Of(err); got != reason.IdentityMismatch {
 			t.Errorf("reason %s: %v", got, err)
 		}
@@ -31,7 +30,7 @@ func TestBackoff(t *testing.T) {
 	if n := c.stats().Dials; n == 0 || n > 10 {
 		t.Errorf("%d dials for 500 connections", n)
 	}
-	c.open(keyTo(s.addr, "a", "server"), 10*time.Second).must().ping("another key")
+	c.open(keyTo(s.addr, "a", "server"), patience).must().ping("another key")
 	// Pauses end by themselves, and with new leaves or trust.
 	dials := c.stats().Dials
 	c.do(func() { c.pool.Retire(func(*tunnel.Key, *tunnel.Peer) bool { return false }) })
@@ -43,7 +42,7 @@ func TestBackoff(t *testing.T) {
 	again, connect := newCaller(c), block(t)
 	again.failed = make(chan error, 1<<20)
 	c.until("the end of the pause", func() bool {
-		c.pool.Open(wrong, connect, 10*time.Second, again)
+		c.pool.Open(wrong, connect, patience, again)
 		return c.pool.Stats().Dials > dials
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/tunneltest"
@@ -27,7 +26,7 @@ func BenchmarkTunnels(b *testing.B) {
 	for b.Loop() {
 		before := inUse()
 		for i := range tunnels {
-			w := c.open(keyTo(s.addr, fmt.Sprint(i), "server"), 10*time.Second).must()
+			w := c.open(keyTo(s.addr, fmt.Sprint(i), "server"), patience).must()
 			w.ping("hello")
 			w.hangUp()
 		}

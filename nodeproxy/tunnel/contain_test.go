@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/loop"
 	"github.com/meshproxy/meshproxy/nodeproxy/telemetry/reason"
@@ -112,7 +111,7 @@ func TestHandshakePanics(t *testing.T) {
 				who, seen = near, clients
 			}
 			tt.at(who).armed.Store(true)
-			w := c.open(keyTo(s.addr, "a", "server"), 10*time.Second)
+			w := c.open(keyTo(s.addr, "a", "server"), patience)
 			h := wait(t, seen, "the handshake")
 			var p *loop.PanicError
 			if !errors.As(h.Err, &p) || reason.Of(h.Err) != reason.Internal || h.Client != tt.client {
@@ -130,7 +129,7 @@ func TestHandshakePanics(t *testing.T) {
 				t.Errorf("session forgotten: %t", got)
 			}
 			tt.at(who).armed.Store(false)
-			c.open(keyTo(s.addr, "b", "server"), 10*time.Second).must().ping("still here")
+			c.open(keyTo(s.addr, "b", "server"), patience).must().ping("still here")
 		})
 	}
 }

@@ -22,6 +22,9 @@ import (
 
 type spiffeID = spiffeid.ID
 
+// patience is how long anything may take: the machine may be busy with other tests.
+const patience = 2 * time.Minute
+
 var quiet = slog.New(slog.DiscardHandler)
 
 // end is one loop with a carrier.
@@ -49,7 +52,7 @@ func newEnd(t testing.TB, o tunnel.Options) *end {
 
 func (e *end) do(f func()) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := e.loop.Do(ctx, f); err != nil {
 		e.t.Error(err)
@@ -71,7 +74,7 @@ func (e *end) until(what string, cond func() bool) {
 	})
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		e.t.Fatal("waited in vain for ", what)
 	}
 }
@@ -84,6 +87,12 @@ type client struct {
 
 func newClient(t testing.TB, o tunnel.Options, p tunnel.PoolOptions) *client {
 	c := &client{end: newEnd(t, o)}
+	if p.DialTimeout == 0 {
+		p.DialTimeout = patience
+	}
+	if p.HandshakeTimeout == 0 {
+		p.HandshakeTimeout = patience
+	}
 	c.do(func() { c.pool = tunnel.NewPool(c.carrier, p) })
 	t.Cleanup(c.pool.Close)
 	return c
@@ -112,8 +121,9 @@ func newServer(t testing.TB, ca *tunneltest.CA, o tunnel.Options, accept acceptF
 				return tunneltest.ID(name)
 			})
 		},
-		Seats:  []tunnel.Seat{{Carrier: e.carrier, Acceptor: accept}},
-		Logger: quiet,
+		Seats:            []tunnel.Seat{{Carrier: e.carrier, Acceptor: accept}},
+		HandshakeTimeout: patience,
+		Logger:           quiet,
 	}
 	if change != nil {
 		change(&so)
@@ -207,7 +217,7 @@ func wait[T any](t testing.TB, c <-chan T, what string) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("waited in vain for ", what)
 		panic("unreachable")
 	}
@@ -254,7 +264,7 @@ func (c *caller) must() *caller {
 			t.Fatal("reset:", e, c.via.Err())
 		}
 		c.reset <- e // it came after the answer, and is for who asks next
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("no answer")
 	}
 	return c
@@ -275,7 +285,7 @@ func (c *caller) ping(msg string) {
 			got += string(p)
 		case e := <-c.reset:
 			t.Fatal("reset:", e, c.via.Err())
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("got %q of %q", got, msg)
 		}
 	}
@@ -308,7 +318,7 @@ func rawListener(t testing.TB, f func(net.Conn)) netip.AddrPort {
 			if err != nil {
 				return
 			}
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(patience))
 			f(c)
 			c.Close()
 		}

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"testing"
-	"time"
 
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel"
 	"github.com/meshproxy/meshproxy/nodeproxy/tunnel/h2"
@@ -46,7 +45,7 @@ func TestForeignClient(t *testing.T) {
 	defer tr.CloseIdleConnections()
 	connect := func(host string, body io.Reader) *http.Response {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		t.Cleanup(cancel)
 		req := (&http.Request{
 			Method: http.MethodConnect, Host: host, URL: &url.URL{Scheme: "https", Host: host},
@@ -117,12 +116,12 @@ func TestForeignServer(t *testing.T) {
 	addr := ln.Addr().(*net.TCPAddr).AddrPort()
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
 	key := keyTo(addr, "a", "server")
-	first := c.open(key, 10*time.Second).must()
+	first := c.open(key, patience).must()
 	first.ping("hello")
 
 	p := &pump{caller: newCaller(c), left: bulk, got: make(chan []byte, 1)}
 	b := block(t)
-	c.do(func() { c.pool.Open(key, b, 10*time.Second, p) })
+	c.do(func() { c.pool.Open(key, b, patience, p) })
 	if got := wait(t, p.got, "the echo"); !bytes.Equal(got, bulk) {
 		t.Errorf("%d bytes of %d", len(got), len(bulk))
 	}

@@ -5,7 +5,6 @@ package tunnel_test
 import (
 	"net"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -33,13 +32,13 @@ func TestLastWords(t *testing.T) {
 	})
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
 	key := keyTo(addr, "a", "server")
-	first := c.open(key, 10*time.Second).must()
+	first := c.open(key, patience).must()
 	late, b := newCaller(c), block(t)
 	c.do(func() {
 		// While the loop is here it hears nothing of it.
 		close(leave)
 		wait(t, gone, "the server to go")
-		c.pool.Open(key, b, 10*time.Second, late)
+		c.pool.Open(key, b, patience, late)
 	})
 	if e := wait(t, late.reset, "the late stream's end"); !e.Unprocessed {
 		t.Errorf("the late stream: %v", e)

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -101,7 +100,7 @@ func TestTornRecord(t *testing.T) {
 		io.Copy(io.Discard, nc)
 	})
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
-	w := c.open(keyTo(addr, "a", "server"), 10*time.Second).must()
+	w := c.open(keyTo(addr, "a", "server"), patience).must()
 	wait(t, w.reset, "reset")
 	if err := w.via.Err(); err == nil || !strings.Contains(err.Error(), "middle of a record") || reason.Of(err) != reason.TunnelReset {
 		t.Error(err)

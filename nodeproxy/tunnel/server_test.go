@@ -25,11 +25,11 @@ func TestServerDrain(t *testing.T) {
 	s := newServer(t, ca, tunnel.Options{}, echo, nil)
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
 	key := keyTo(s.addr, "a", "server")
-	w := c.open(key, 10*time.Second).must()
+	w := c.open(key, patience).must()
 	drained := make(chan error, 1)
 	go func() { drained <- s.Drain(t.Context()) }()
 	c.until("GOAWAY", func() bool { return c.pool.Stats().Connections == 0 })
-	if err := wait(t, c.open(key, 10*time.Second).failed, "refusal"); reason.Of(err) != reason.ConnectRefused {
+	if err := wait(t, c.open(key, patience).failed, "refusal"); reason.Of(err) != reason.ConnectRefused {
 		t.Error(err) // the listener is closed
 	}
 	w.ping("still open")
@@ -48,7 +48,7 @@ func TestServerDrainTimeout(t *testing.T) {
 	ca := tunneltest.NewCA(t)
 	s := newServer(t, ca, tunnel.Options{}, echo, nil)
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
-	w := c.open(keyTo(s.addr, "a", "server"), 10*time.Second).must()
+	w := c.open(keyTo(s.addr, "a", "server"), patience).must()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -70,7 +70,7 @@ func TestServerName(t *testing.T) {
 	for _, name := range []string{"", "web", "db"} {
 		key := keyTo(s.addr, "a", "server", "web", "db")
 		key.ServerName = name
-		w := c.open(key, 10*time.Second).must()
+		w := c.open(key, patience).must()
 		want := tunneltest.ID("server")
 		if name != "" {
 			want = tunneltest.ID(name)
@@ -92,7 +92,7 @@ func TestRefusedStream(t *testing.T) {
 		return nil
 	}, nil)
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
-	if st := wait(t, c.open(keyTo(s.addr, "a", "server"), 10*time.Second).status, "the answer"); st != 401 {
+	if st := wait(t, c.open(keyTo(s.addr, "a", "server"), patience).status, "the answer"); st != 401 {
 		t.Error(st)
 	}
 }
@@ -189,7 +189,7 @@ func TestPeerCloses(t *testing.T) {
 				io.Copy(io.Discard, tc)
 			})
 			c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
-			w := c.open(keyTo(addr, "a", "server"), 10*time.Second)
+			w := c.open(keyTo(addr, "a", "server"), patience)
 			if name != "RST" { // which may overtake the response: a write finds it first
 				w.must()
 			}
@@ -224,7 +224,7 @@ func TestProtocolViolation(t *testing.T) {
 		}
 	})
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
-	w := c.open(keyTo(addr, "a", "server"), 10*time.Second)
+	w := c.open(keyTo(addr, "a", "server"), patience)
 	wait(t, w.reset, "the reset")
 	if g := wait(t, told, "GOAWAY"); g == nil || g.ErrCode != http2.ErrCodeProtocol {
 		t.Errorf("%v", g)
@@ -252,10 +252,10 @@ func TestGoAwayUnprocessed(t *testing.T) {
 	})
 	c := newClient(t, tunnel.Options{}, tunnel.PoolOptions{Identity: ca})
 	key := keyTo(addr, "a", "server")
-	if e := wait(t, c.open(key, 10*time.Second).reset, "the reset"); !e.Unprocessed {
+	if e := wait(t, c.open(key, patience).reset, "the reset"); !e.Unprocessed {
 		t.Error(e)
 	}
-	w := c.open(key, 10*time.Second).must()
+	w := c.open(key, patience).must()
 	c.do(func() { w.stream.Reset(h2.Cancel) })
 }
 

@@ -178,7 +178,7 @@ func TestDialOnce(t *testing.T) {
 		{"mapped", "", "", []string{"-address", addrs["tcp"], "-send", "x", "-mapped"}},
 		{"refused", "connect", "ECONNREFUSED", []string{"-address", closedPort(t)}},
 		{"reset", "read", "ECONNRESET", []string{"-address", addrs["reset"], "-send", "x"}},
-		{"silence", "read", "TIMEOUT", []string{"-address", addrs["silent"], "-send", "x", "-timeout", "50ms"}},
+		{"silence", "read", "TIMEOUT", []string{"-address", addrs["silent"], "-send", "x", "-timeout", "1s"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var d Dialed
@@ -293,7 +293,7 @@ func closedPort(t *testing.T) string {
 }
 
 func newContext(t *testing.T) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), 20*time.Second)
+	return context.WithTimeout(context.Background(), 2*time.Minute)
 }
 
 func TestHold(t *testing.T) {

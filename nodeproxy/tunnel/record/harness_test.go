@@ -18,6 +18,9 @@ import (
 	"time"
 )
 
+// patience is how long anything may take: the machine may be busy with other tests.
+const patience = 2 * time.Minute
+
 // certificate is for both ends; nothing verifies it.
 func certificate(t testing.TB) tls.Certificate {
 	t.Helper()
@@ -133,7 +136,7 @@ func pair(t testing.TB) (a, b net.Conn) {
 		t.Fatal(err)
 	}
 	for _, c := range []net.Conn{a, b} {
-		c.SetDeadline(time.Now().Add(30 * time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		t.Cleanup(func() { c.Close() })
 	}
 	return a, b

@@ -97,7 +97,7 @@ func openssl(t *testing.T, cert tls.Certificate, args ...string) *program {
 // await returns the next line that begins so.
 func (p *program) await(t *testing.T, begin string) string {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	for {
 		select {
 		case line := <-p.out:
@@ -112,7 +112,7 @@ func (p *program) await(t *testing.T, begin string) string {
 
 func (p *program) converse(t *testing.T, nc net.Conn, cert tls.Certificate, client bool, suite uint16) {
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	o, err := secure(nc, cert, client)
 	if err != nil {
 		t.Fatal(err)
