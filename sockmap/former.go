@@ -83,7 +83,7 @@ func stopSplicing(dir string) error {
 		return fmt.Errorf("load map %s: %w", bpf.CaptureMapNode, err)
 	}
 	defer node.Close()
-	if offset%4 != 0 || offset+4 > node.ValueSize() {
+	if offset%4 != 0 || uint64(offset)+4 > uint64(node.ValueSize()) {
 		return fmt.Errorf("map %s: there is nothing at %d of the %d bytes of a node", switchMap, offset, node.ValueSize())
 	}
 	mem, err := mapMemory(node)
